@@ -1,0 +1,99 @@
+"""
+What is published: a manifest of parts, each named by the SHA-256 of its bytes. ⑦⑧
+
+An unchanged part keeps its digest and is neither sent nor fetched again, so a publication costs
+what changed, not what is known. The manifest holds no time and no order of arrival: equal states
+give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from everlens.errors import PartError
+
+FORMAT = 1
+MANIFEST_BYTES_MAX = 1 << 20
+PART_BYTES_MAX = 256 << 20
+
+
+def digest_of(content: bytes) -> str:
+    """Return the name of a part: the SHA-256 of its bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """
+    One version: what it was learnt through, and the digests of its parts by name.
+
+    `parent` is the digest of the manifest before it (empty for the first), `fingerprint` the base
+    model that its tensors belong to.
+    """
+
+    version: int
+    parent: str
+    fingerprint: str
+    learned_through: int
+    samples: int
+    classes: int
+    parts: dict[str, str]
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        """Return the canonical bytes; their digest is the version's own."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of `encode()`."""
+        return digest_of(self.encode())
+
+
+def decode_manifest(content: bytes, digest: str) -> Manifest:
+    """
+    Return the manifest whose bytes have this digest.
+
+    Raises:
+        PartError: other bytes, another format, or fields that are not a manifest's. The caller
+            keeps the version it has.
+    """
+    if len(content) > MANIFEST_BYTES_MAX:
+        raise PartError(f"manifest has {len(content)} bytes, at most {MANIFEST_BYTES_MAX} are read")
+    if digest_of(content) != digest:
+        raise PartError("manifest does not have the digest that the head names")
+    try:
+        fields = json.loads(content)
+        if fields["format"] != FORMAT:
+            raise PartError(f"manifest has format {fields['format']}, this version reads {FORMAT}")
+        manifest = Manifest(**fields)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PartError(f"manifest is not one of ours: {error}") from error
+    counts = (manifest.version, manifest.learned_through, manifest.samples, manifest.classes)
+    names = (manifest.parent, manifest.fingerprint)
+    if (
+        not all(type(number) is int and number >= 0 for number in counts)
+        or not all(isinstance(name, str) for name in names)
+        or not isinstance(manifest.parts, dict)
+        or not all(isinstance(v, str) and len(v) == 64 for v in manifest.parts.values())
+    ):
+        raise PartError("manifest has a field of the wrong kind")
+    return manifest
+
+
+def check_part(content: bytes | None, digest: str) -> bytes:
+    """
+    Return the part's bytes when they are what the manifest names.
+
+    Raises:
+        PartError: missing (collected in the meantime: read the head again), too large, damaged.
+    """
+    if content is None:
+        raise PartError(f"part {digest[:12]} is no longer stored")
+    if len(content) > PART_BYTES_MAX:
+        raise PartError(f"part {digest[:12]} has {len(content)} bytes, over {PART_BYTES_MAX}")
+    if digest_of(content) != digest:
+        raise PartError(f"part {digest[:12]} is damaged: its bytes have another digest")
+    return content

@@ -1,0 +1,150 @@
+"""
+The service's side of the log: admit samples, and say what became of one. ②③
+
+A reply of the admission script means that the entries are on disk (`appendfsync always`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+
+from everlens.bus.connect import reaching_the_log
+from everlens.bus.keys import Keys
+from everlens.bus.scripts import raise_for, script, text
+from everlens.errors import IdConflict, LearningPaused, LogUnavailable, QueueFull
+from everlens.records import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Admittable:
+    """One sample ready for the log: its id, the digest of what the client sent, the payload."""
+
+    id: str
+    digest: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much waits: entries and bytes behind the learner's trimmed cursor."""
+
+    seq: int
+    done: int
+    bytes: int
+    paused: str
+
+    @property
+    def entries(self) -> int:
+        return self.seq - self.done
+
+
+@dataclass(frozen=True, slots=True)
+class SampleState:
+    """What became of a sample: waiting (both None), learnt by a version, or dead."""
+
+    seq: int
+    version: int | None = None
+    dead_reason: str | None = None
+
+
+class Admission:
+    """Appends samples within the limits; one instance a service process."""
+
+    def __init__(
+        self, client: redis.asyncio.Redis, keys: Keys, *, samples_max: int, bytes_max: int
+    ) -> None:
+        self.client = client
+        self.keys = keys
+        self.samples_max = samples_max
+        self.bytes_max = bytes_max
+        self._admit = client.register_script(script("admit"))
+        self._epoch = ""
+
+    async def admit(self, samples: Sequence[Admittable]) -> list[Receipt]:
+        """
+        Append all samples or none; a known id with the same digest gives its first seq again.
+
+        Raises:
+            IdConflict: an id was used with another body.
+            QueueFull: the backlog is at its limit.
+            LearningPaused: the learner does not take samples now.
+            LogUnavailable: unknown whether they were accepted; the same ids may be sent again.
+            OtherLog: the log was exchanged while this service ran.
+        """
+        if not self._epoch:
+            self._epoch = await self._read_epoch()
+        args: list[str | bytes | int] = [self._epoch, self.samples_max, self.bytes_max]
+        for sample in samples:
+            args += [sample.id, sample.digest, sample.payload]
+        with reaching_the_log():
+            answer = await self._admit(
+                keys=[self.keys.meta, self.keys.log, self.keys.ids, self.keys.id_order], args=args
+            )
+        match text(answer[0]):
+            case "CONFLICT":
+                raise IdConflict(
+                    f"id {text(answer[1])!r} was used before with another body; "
+                    "send it under a new id"
+                )
+            case "FULL":
+                raise QueueFull(
+                    f"{text(answer[1])} samples wait to be learnt; send this again later",
+                    retry_after_s=await self._drain_s(),
+                )
+            case "PAUSED":
+                raise LearningPaused(f"learning is paused: {text(answer[1])}")
+        raise_for(answer)
+        return [
+            Receipt(id=sample.id, seq=int(seq), repeated=text(how) == "repeat")
+            for sample, (seq, how) in zip(samples, answer[1], strict=True)
+        ]
+
+    async def _read_epoch(self) -> str:
+        with reaching_the_log():
+            epoch = await self.client.hget(self.keys.meta, "epoch")
+        if epoch is None:
+            raise LogUnavailable("the learner has not begun its log yet; try again in a moment")
+        return text(epoch)
+
+    async def _drain_s(self) -> int:
+        """Return how long the learner needs for a fifth of the backlog, between 1 and 60 s."""
+        backlog, learner = await self.backlog(), await self.learner()
+        rate = learner.get("samples_per_s")
+        if not isinstance(rate, int | float) or rate <= 0:
+            return 5
+        return int(min(60, max(1, 0.2 * backlog.entries / rate)))
+
+    async def backlog(self) -> Backlog:
+        """Return how much waits."""
+        with reaching_the_log():
+            fields = await self.client.hmget(self.keys.meta, ["seq", "done", "bytes", "paused"])
+        seq, done, size, paused = (text(field or b"") for field in fields)
+        return Backlog(seq=int(seq or 0), done=int(done or 0), bytes=int(size or 0), paused=paused)
+
+    async def learner(self) -> dict[str, Any]:
+        """Return the learner's own report (see `worker.loop`), empty before the first batch."""
+        with reaching_the_log():
+            fields = await self.client.hgetall(self.keys.learner)
+        return {text(name): json.loads(value) for name, value in fields.items()}
+
+    async def seq_of(self, sample_id: str) -> int | None:
+        """Return the number of an accepted sample, or None for an id that is not known."""
+        with reaching_the_log():
+            known = await self.client.hget(self.keys.ids, sample_id)
+        return None if known is None else int(text(known).partition(":")[0])
+
+    async def state_of(self, seq: int) -> SampleState:
+        """Return what became of the sample with this number."""
+        with reaching_the_log():
+            async with self.client.pipeline(transaction=True) as pipe:
+                pipe.hget(self.keys.dead, str(seq))
+                pipe.zrangebyscore(self.keys.learned, seq, "+inf", start=0, num=1)
+                reason, versions = await pipe.execute()
+        if reason is not None:
+            return SampleState(seq, dead_reason=text(reason))
+        return SampleState(seq, version=int(versions[0]) if versions else None)

@@ -1,0 +1,57 @@
+"""Connections to the log, with every retry off: a failure is ours to see and to count."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from everlens.errors import LogUnavailable
+
+# redis-py retries by default, which doubles a plain XADD whose reply was lost.
+_CONNECT_S = 2.0
+_REPLY_S = 5.0
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a blocking client (of the learner)."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_connect_timeout=_CONNECT_S,
+        socket_timeout=_REPLY_S,
+    )
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """Return an asyncio client (of the service)."""
+    return redis.asyncio.Redis.from_url(
+        url,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        socket_connect_timeout=_CONNECT_S,
+        socket_timeout=_REPLY_S,
+        max_connections=64,
+    )
+
+
+@contextlib.contextmanager
+def reaching_the_log() -> Iterator[None]:
+    """
+    Turn what the client library raises when the server is away into `LogUnavailable`.
+
+    The last command may or may not have taken effect; only a call with the same id or the same
+    cursor may be made again.
+    """
+    try:
+        yield
+    except (
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.exceptions.OutOfMemoryError,
+        redis.exceptions.ReadOnlyError,
+    ) as error:
+        raise LogUnavailable(f"the log does not answer: {error}") from error

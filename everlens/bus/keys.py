@@ -1,0 +1,78 @@
+"""
+Every key, once. All carry one hash tag, so that a cluster keeps a namespace in one slot.
+
+| key        | type   | holds                                                     | lives            |
+|------------|--------|-----------------------------------------------------------|------------------|
+| meta       | hash   | epoch, seq, done, bytes, fence, paused                    | for ever         |
+| log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
+| ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
+| id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |
+| lease      | string | who learns; expires                                       | seconds          |
+| head       | string | `version digest` of the current manifest                  | for ever         |
+| manifest:N | string | the manifest of version N                                 | while kept       |
+| part:D     | string | the part whose SHA-256 is D                               | while referenced |
+| lineage    | hash   | version → one line about it                               | the last 10,000  |
+| learned    | zset   | version by the last seq that it has learnt                | the last 10,000  |
+| dead       | hash   | seq → why that sample was not learnt                      | `id_window`      |
+| learner    | hash   | the learner's own report, for people                      | overwritten      |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of all keys of one namespace."""
+
+    namespace: str
+
+    def _key(self, name: str) -> str:
+        return f"{{{self.namespace}}}:{name}"
+
+    @property
+    def meta(self) -> str:
+        return self._key("meta")
+
+    @property
+    def log(self) -> str:
+        return self._key("log")
+
+    @property
+    def ids(self) -> str:
+        return self._key("ids")
+
+    @property
+    def id_order(self) -> str:
+        return self._key("id-order")
+
+    @property
+    def lease(self) -> str:
+        return self._key("lease")
+
+    @property
+    def head(self) -> str:
+        return self._key("head")
+
+    @property
+    def lineage(self) -> str:
+        return self._key("lineage")
+
+    @property
+    def learned(self) -> str:
+        return self._key("learned")
+
+    @property
+    def dead(self) -> str:
+        return self._key("dead")
+
+    @property
+    def learner(self) -> str:
+        return self._key("learner")
+
+    def manifest(self, version: int) -> str:
+        return self._key(f"manifest:{version}")
+
+    def part(self, digest: str) -> str:
+        return self._key(f"part:{digest}")

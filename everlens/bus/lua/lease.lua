@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- Take or renew the lease. A new holder always gets a higher fence; publish and trim compare it.
+-- Whoever held it last takes it up again with the same fence: nobody learnt in between.
+-- KEYS: meta, lease. ARGV: epoch, holder, milliseconds.
+local meta, lease = KEYS[1], KEYS[2]
+local state = redis.call('HMGET', meta, 'epoch', 'fence', 'holder')
+if state[1] ~= ARGV[1] then return {'EPOCH', state[1] or ''} end
+local holder = redis.call('GET', lease)
+if holder and holder ~= ARGV[2] then return {'HELD', tostring(redis.call('PTTL', lease))} end
+redis.call('SET', lease, ARGV[2], 'PX', ARGV[3])
+if state[3] == ARGV[2] then return {'OK', state[2]} end
+redis.call('HSET', meta, 'holder', ARGV[2])
+return {'OK', tostring(redis.call('HINCRBY', meta, 'fence', 1))}

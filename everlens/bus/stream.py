@@ -1,0 +1,177 @@
+"""
+The learner's side of the log: lease, read after the cursor, cut, trim. ③
+
+The learner's own state owns the cursor; the log is never asked how far learning was. No consumer
+group: there is one reader, and the order of the entries is part of the result.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from everlens.bus.connect import reaching_the_log
+from everlens.bus.keys import Keys
+from everlens.bus.scripts import raise_for, script, text
+from everlens.errors import Fenced, StateError
+from everlens.records import Entry, EntryKind
+
+# Longer than a batch takes, so that a working learner does not lose it; a learner that is
+# restarted over the same state need not wait for it.
+LEASE_MS = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """Where the log is: its epoch, the last number given, the last one trimmed."""
+
+    epoch: str
+    seq: int
+    done: int
+    paused: str
+
+
+class Stream:
+    """One learner's connection to the log, holding its lease once `hold` was called."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+        self.epoch = ""
+        self.fence = 0
+        self._control = client.register_script(script("control"))
+        self._lease = client.register_script(script("lease"))
+        self._trim = client.register_script(script("trim"))
+
+    def state(self) -> LogState | None:
+        """Return where the log is, or None when none was created here."""
+        with reaching_the_log():
+            meta = self.client.hgetall(self.keys.meta)
+        if not meta:
+            return None
+        return LogState(
+            epoch=text(meta[b"epoch"]),
+            seq=int(meta[b"seq"]),
+            done=int(meta[b"done"]),
+            paused=text(meta.get(b"paused", b"")),
+        )
+
+    def create(self) -> str:
+        """Begin a log where there is none; return the epoch that holds."""
+        with reaching_the_log():
+            create = self.client.register_script(script("create"))
+            return text(create(keys=[self.keys.meta], args=[uuid.uuid4().hex]))
+
+    def hold(self, epoch: str, holder: str) -> bool:
+        """
+        Take or renew the lease on this epoch; return False while another learner holds it.
+
+        Args:
+            epoch: of the log that the state was learnt from.
+            holder: a name that belongs to the state, and outlives this process.
+
+        Raises:
+            OtherLog: the epoch is another one now.
+            Fenced: another learner held it since this one took it last.
+        """
+        with reaching_the_log():
+            answer = self._lease(
+                keys=[self.keys.meta, self.keys.lease], args=[epoch, holder, LEASE_MS]
+            )
+        if text(answer[0]) == "HELD":
+            if self.fence:
+                raise Fenced("another learner took over the log; this one stops")
+            return False
+        raise_for(answer)
+        fence = int(answer[1])
+        if self.fence and fence != self.fence:
+            raise Fenced("another learner held the log in between; this one stops")
+        self.epoch, self.fence = epoch, fence
+        return True
+
+    def read(self, cursor: int, count: int) -> list[Entry]:
+        """
+        Return up to `count` entries after `cursor`, in order.
+
+        Raises:
+            StateError: a number is missing: the log lost entries that it had accepted.
+            WireError is not raised here: payloads are looked at one by one by the caller.
+        """
+        with reaching_the_log():
+            rows: Any = self.client.xrange(self.keys.log, f"{cursor + 1}-0", "+", count=count)
+        entries = [
+            Entry(
+                seq=int(text(entry_id).partition("-")[0]),
+                kind=EntryKind(text(fields[b"kind"])),
+                payload=fields[b"payload"],
+            )
+            for entry_id, fields in rows
+        ]
+        numbers = [entry.seq for entry in entries]
+        if numbers != list(range(cursor + 1, cursor + 1 + len(numbers))):
+            raise StateError(
+                f"the log has a hole after entry {cursor}: found {numbers[:3]}; restore the log "
+                "from its backup or begin anew with another data directory"
+            )
+        return entries
+
+    def wait(self, cursor: int, wait_ms: int) -> None:
+        """Return when an entry after `cursor` exists, or after `wait_ms`."""
+        with reaching_the_log():
+            self.client.xread({self.keys.log: f"{cursor}-0"}, count=1, block=max(1, wait_ms))
+
+    def append_control(self, kind: EntryKind, last_seq: int) -> bool:
+        """
+        Write a control entry right behind `last_seq`; return False when the log moved on.
+
+        Raises:
+            OtherLog, Fenced: this learner must stop.
+        """
+        assert kind is not EntryKind.SAMPLE
+        with reaching_the_log():
+            answer = self._control(
+                keys=[self.keys.meta, self.keys.log],
+                args=[self.epoch, self.fence, last_seq, kind.value],
+            )
+        if text(answer[0]) == "LATE":
+            return False
+        raise_for(answer)
+        return True
+
+    def trim(self, cursor: int, id_window: int) -> None:
+        """
+        Free the entries up to `cursor`, whose effect is committed.
+
+        Raises:
+            OtherLog, Fenced, BusError: this learner must stop.
+        """
+        with reaching_the_log():
+            answer = self._trim(
+                keys=[
+                    self.keys.meta,
+                    self.keys.log,
+                    self.keys.ids,
+                    self.keys.id_order,
+                    self.keys.dead,
+                ],
+                args=[self.epoch, self.fence, cursor, id_window],
+            )
+        raise_for(answer)
+
+    def report(self, fields: Mapping[str, object]) -> None:
+        """Leave the learner's own figures where the service can show them to people."""
+        with reaching_the_log():
+            self.client.hset(
+                self.keys.learner, mapping={k: json.dumps(v) for k, v in fields.items()}
+            )
+
+    def pause(self, reason: str) -> None:
+        """Refuse new samples from now on, with this reason; an empty one accepts them again."""
+        with reaching_the_log():
+            if self.client.exists(self.keys.meta):
+                self.client.hset(self.keys.meta, "paused", reason)

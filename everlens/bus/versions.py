@@ -1,0 +1,207 @@
+"""
+Versions: the learner stores parts and moves the head, the service follows it. ⑦⑧
+
+The head is the only thing readers follow. A message on its channel is a hint; polling gives
+certainty, since a message may be lost at any reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from everlens.artifact import Manifest, check_part, decode_manifest
+from everlens.bus.connect import reaching_the_log
+from everlens.bus.keys import Keys
+from everlens.bus.scripts import raise_for, script, text
+from everlens.bus.stream import Stream
+from everlens.errors import Diverged, LogUnavailable, PartError
+from everlens.records import DeadLetter
+
+VERSIONS_KEPT = 8
+LINEAGE_MAX = 10_000
+
+
+class Publisher:
+    """The learner's half: only the holder of the lease gets anything done."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.client = stream.client
+        self.keys = stream.keys
+        self._publish = self.client.register_script(script("publish"))
+        self._collect = self.client.register_script(script("collect"))
+
+    def missing(self, digests: Sequence[str]) -> list[str]:
+        """Return those digests whose parts are not stored yet."""
+        with reaching_the_log():
+            pipe = self.client.pipeline(transaction=False)
+            for digest in digests:
+                pipe.exists(self.keys.part(digest))
+            return [d for d, there in zip(digests, pipe.execute(), strict=True) if not there]
+
+    def store(self, parts: Mapping[str, bytes]) -> None:
+        """Store parts under their digests; storing one twice is harmless."""
+        with reaching_the_log():
+            for digest, content in parts.items():
+                self.client.set(self.keys.part(digest), content)
+
+    def publish(self, manifest: Manifest, dead: Sequence[DeadLetter]) -> None:
+        """
+        Make `manifest` the head; repeating the current head is harmless.
+
+        Raises:
+            Diverged: the head is this version with other bytes, or does not end in its parent.
+            OtherLog, Fenced, BusError: this learner must stop.
+        """
+        line = json.dumps(
+            {
+                "learned_through": manifest.learned_through,
+                "samples": manifest.samples,
+                "classes": manifest.classes,
+                "parent": manifest.parent,
+                "adapter": manifest.parts.get("adapter", ""),
+                "digest": manifest.digest,
+            }
+        )
+        part_keys = [self.keys.part(digest) for digest in sorted(set(manifest.parts.values()))]
+        letters = [field for letter in dead for field in (str(letter.seq), letter.reason)]
+        with reaching_the_log():
+            answer = self._publish(
+                keys=[
+                    self.keys.meta,
+                    self.keys.head,
+                    self.keys.manifest(manifest.version),
+                    self.keys.lineage,
+                    self.keys.learned,
+                    self.keys.dead,
+                ],
+                args=[
+                    self.stream.epoch,
+                    self.stream.fence,
+                    manifest.version,
+                    manifest.digest,
+                    manifest.parent,
+                    manifest.encode(),
+                    manifest.learned_through,
+                    line,
+                    LINEAGE_MAX,
+                    len(part_keys),
+                    *part_keys,
+                    *letters,
+                ],
+            )
+        if text(answer[0]) in {"DIVERGED", "PARENT", "OLD"}:
+            raise Diverged(
+                f"version {manifest.version} does not continue the head ({text(answer[0])} "
+                f"{text(answer[1])[:12]}): the state is not the one that published it; "
+                "restore the state that belongs to this log"
+            )
+        raise_for(answer)
+
+    def collect(self, newest: int) -> None:
+        """Delete the manifest that left the last `VERSIONS_KEPT`, with the parts only it named."""
+        oldest_kept = newest - VERSIONS_KEPT + 1
+        with reaching_the_log():
+            gone = self.client.get(self.keys.manifest(oldest_kept - 1))
+            if gone is None:
+                return
+            kept = self.client.mget([self.keys.manifest(v) for v in range(oldest_kept, newest + 1)])
+        named = {d for manifest in kept if manifest for d in _part_digests(manifest)}
+        dropped = sorted(_part_digests(gone) - named)
+        with reaching_the_log():
+            raise_for(
+                self._collect(
+                    keys=[
+                        self.keys.meta,
+                        self.keys.manifest(oldest_kept - 1),
+                        *(self.keys.part(digest) for digest in dropped),
+                    ],
+                    args=[self.stream.epoch, self.stream.fence],
+                )
+            )
+
+    def head(self) -> tuple[int, str]:
+        """Return version and digest of the head; (0, "") before the first publication."""
+        with reaching_the_log():
+            return _parse_head(self.client.get(self.keys.head))
+
+
+class Follower:
+    """The service's half: waits for a new head, fetches manifests and parts, checks digests."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+        self.client = client
+        self.keys = keys
+
+    async def head(self) -> tuple[int, str]:
+        """Return version and digest of the head; (0, "") before the first publication."""
+        with reaching_the_log():
+            return _parse_head(await self.client.get(self.keys.head))
+
+    async def heads(self, poll_s: float = 1.0) -> AsyncIterator[tuple[int, str]]:
+        """Yield the head again and again: at every hint, and at least every `poll_s`."""
+        while True:
+            async with self.client.pubsub(ignore_subscribe_messages=True) as hints:
+                with contextlib.suppress(LogUnavailable):
+                    with reaching_the_log():
+                        await hints.subscribe(self.keys.head)
+                    while True:
+                        yield await self.head()
+                        with reaching_the_log():
+                            await hints.get_message(timeout=poll_s)
+            await asyncio.sleep(poll_s)
+
+    async def manifest(self, version: int, digest: str) -> Manifest:
+        """
+        Return the manifest of a version.
+
+        Raises:
+            PartError: missing, damaged, or of another version than its key says.
+        """
+        with reaching_the_log():
+            content = await self.client.get(self.keys.manifest(version))
+        if content is None:
+            raise PartError(f"the manifest of version {version} is no longer stored")
+        manifest = decode_manifest(content, digest)
+        if manifest.version != version:
+            raise PartError(f"the manifest under {version} says it is version {manifest.version}")
+        return manifest
+
+    async def part(self, digest: str) -> bytes:
+        """
+        Return the bytes of one part.
+
+        Raises:
+            PartError: missing, too large or damaged.
+        """
+        with reaching_the_log():
+            return check_part(await self.client.get(self.keys.part(digest)), digest)
+
+    async def lineage(self) -> list[dict[str, Any]]:
+        """Return one record for each remembered version, the newest first."""
+        with reaching_the_log():
+            rows = await self.client.hgetall(self.keys.lineage)
+        records = []
+        for version, row in rows.items():
+            published_at, _, line = text(row).partition(" ")
+            records.append({"version": int(version), "published_at": int(published_at)})
+            records[-1].update(json.loads(line))
+        return sorted(records, key=lambda record: -record["version"])
+
+
+def _parse_head(head: bytes | None) -> tuple[int, str]:
+    if head is None:
+        return 0, ""
+    version, _, digest = head.decode().partition(" ")
+    return int(version), digest
+
+
+def _part_digests(manifest: bytes) -> set[str]:
+    return set(json.loads(manifest)["parts"].values())

@@ -1,0 +1,73 @@
+"""
+Child processes that do not outlive their parent.
+
+A short program runs in the child before it becomes what was asked for: it asks the kernel for a
+SIGTERM at the parent's death (Linux), leaves at once if the parent is gone already, and lowers its
+priority. Not done in `preexec_fn`, which is unsafe in a process with threads.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+# prctl 1 is PR_SET_PDEATHSIG. The kernel ties it to the thread that forked: start children from
+# the main thread.
+_BECOME = """
+import ctypes, os, signal, sys
+parent, niceness, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+    os.getppid() == int(parent) or os._exit(71)
+os.nice(int(niceness))
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+os.execv(command[0], command)
+"""
+
+
+def start_child(
+    command: Sequence[str | Path],
+    *,
+    log: IO[bytes],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    keep_open: Sequence[int] = (),
+    niceness: int = 0,
+) -> subprocess.Popen[bytes]:
+    """
+    Start `command` (its first word an absolute path) and return the process.
+
+    Args:
+        log: takes what the child prints.
+        env: the child's whole environment; None hands on ours.
+        keep_open: descriptors that the child inherits, for locks that live as long as it does.
+        niceness: added to our own.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), str(niceness)]
+        + [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=env,
+        cwd=cwd,
+        pass_fds=keep_open,
+        start_new_session=True,  # Ctrl-C goes to the parent, which stops its children in order
+    )
+
+
+def stop_child(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    """Send SIGTERM, wait, and kill what is still there; return whether it left by itself."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True

@@ -1,0 +1,258 @@
+"""
+`everlens up`: the embedded server, the worker and the service, from start to an orderly stop.
+
+A supervisor without torch. Children that leave are started again with back-off; one that keeps
+leaving, or says that its settings are wrong (exit 2), ends everything with its own words. None of
+them outlives this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+import everlens
+from everlens.bus.connect import connect
+from everlens.bus.keys import Keys
+from everlens.bus.server import EmbeddedServer
+from everlens.bus.stream import Stream
+from everlens.errors import BusError, ServerError, SettingsError
+from everlens.greeting import base_url, greeting, without_password
+from everlens.program import GaveUp, Program
+from everlens.settings import Settings
+from everlens.tenure import check_port, hold_directory
+
+_STOP_S = 10.0
+_LOOK_S = 0.1
+_STILL_WAITING_S = 30.0
+_SERVER_RESTARTS_S = (0.5, 2.0, 5.0)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stop(BaseException):
+    """A signal asked for the end; no `except Exception` on the way may swallow it."""
+
+
+class Launcher:
+    """One run of everlens over one data directory."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.data_dir = settings.data_dir.resolve()
+        self.server: EmbeddedServer | None = None
+        self.programs: list[Program] = []
+        self._server_failures = 0
+        self._server_started_at = 0.0
+
+    def run(self) -> int:
+        """Start everything, watch it until a signal comes, stop it; return the exit code."""
+        lock = hold_directory(self.data_dir)
+        try:
+            check_port(self.settings.host, self.settings.port)
+            for number in _SIGNALS:
+                signal.signal(number, _raise_stop)
+            try:
+                self._start(lock)
+                self._wait_ready()
+                self._greet()
+                while True:
+                    self._tend()
+                    time.sleep(_LOOK_S)
+            except _Stop:
+                return 0
+            except GaveUp as failure:
+                self.say(str(failure))
+                return failure.code
+            finally:
+                self._stop()
+        finally:
+            os.close(lock)
+
+    def say(self, line: str = "") -> None:
+        """Print one line as it is, however long: it may be there to be pasted."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _start(self, lock: int) -> None:
+        self.say(f"everlens {everlens.__version__}, model {self.settings.model}")
+        self.say(f"  data      {self.data_dir}")
+        redis_url = self.settings.redis_url or self._start_server()
+        environment = self._environment(redis_url)
+        logs = self.data_dir / "logs"
+        threads = str(self.settings.worker_threads)
+        # The learner may never take the processor away from answers (performance.md).
+        learner = environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self.programs = [
+            Program("worker", learner, logs / "worker.log", lock=lock, niceness=10),
+            Program("service", environment, logs / "service.log", lock=lock),
+        ]
+        for program in self.programs:
+            program.start()
+            self.say(f"  {program.name:9} started, writes {program.log_path}")
+
+    def _environment(self, redis_url: str) -> dict[str, str]:
+        # The children find this very package also where it was not installed, and nothing that
+        # happens to lie in the directory `everlens up` was called from (`-P` in Program).
+        root = str(Path(everlens.__file__).parent.parent)
+        return os.environ | {
+            "EVERLENS_REDIS_URL": redis_url,
+            "EVERLENS_DATA_DIR": str(self.data_dir),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(
+                part for part in (root, os.environ.get("PYTHONPATH", "")) if part
+            ),
+        }
+
+    def _start_server(self) -> str:
+        began = time.monotonic()
+        self.server = EmbeddedServer(
+            self.data_dir / "redis",
+            binary=self.settings.redis_server,
+            # Twice the backlog, since a rewrite of the log on disk copies pages, and room for
+            # parts, ids and lineage.
+            maxmemory_bytes=2 * self.settings.max_backlog_bytes + 2**30,
+        )
+        self.server.start()
+        self._server_started_at = time.monotonic()
+        self.say(f"  redis     ready in {self._server_started_at - began:.1f} s, {self.server.url}")
+        return self.server.url
+
+    def _wait_ready(self) -> None:
+        began = time.monotonic()
+        reported = began
+        with self._spinner("loading the model"):
+            while not (self._service_ready() and (self._log_exists() or self._worker_ended())):
+                self._tend()
+                time.sleep(_LOOK_S)
+                now = time.monotonic()
+                if now - reported > _STILL_WAITING_S:
+                    reported = now
+                    last = self.programs[-1].last_line()
+                    self.say(f"  still waiting after {now - began:.0f} s: {last}")
+        self.say(f"  ready     in {time.monotonic() - began:.1f} s, {self._base_url()}")
+
+    @contextlib.contextmanager
+    def _spinner(self, text: str) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        with self.console.status(text):
+            yield
+
+    def _service_ready(self) -> bool:
+        host, port = self._base_url().removeprefix("http://").rsplit(":", 1)
+        asked = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=2)
+        try:
+            asked.request("GET", "/readyz")
+            return asked.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            asked.close()
+
+    def _log_exists(self) -> bool:
+        """Whether the worker has begun its log, so that a sample sent now is accepted."""
+        url = self.server.url if self.server else self.settings.redis_url
+        client = connect(url)
+        try:
+            return Stream(client, Keys(self.settings.namespace)).state() is not None
+        except BusError:
+            return False
+        finally:
+            client.close()
+
+    def _worker_ended(self) -> bool:
+        return any(program.ended for program in self.programs)
+
+    def _base_url(self) -> str:
+        return base_url(self.settings.host, self.settings.port)
+
+    def _greet(self) -> None:
+        for line in greeting(self._base_url()):
+            self.say(line)
+
+    def _tend(self) -> None:
+        self._tend_server()
+        for program in self.programs:
+            for line in program.new_warnings():
+                self.say(f"  {program.name:9} {line}")
+            for line in program.tend(time.monotonic()):
+                self.say(line)
+
+    def _tend_server(self) -> None:
+        if self.server is None or self.server.process is None:
+            return
+        code = self.server.process.poll()
+        if code is None:
+            return
+        lived_s = time.monotonic() - self._server_started_at
+        self._server_failures = 1 if lived_s > _STILL_WAITING_S else self._server_failures + 1
+        if self._server_failures > len(_SERVER_RESTARTS_S):
+            raise GaveUp(
+                f"the embedded server leaves again and again (exit {code}); see "
+                f"{self.server.directory / 'server.log'}, and whether the disk is full"
+            )
+        self.say(f"  redis     left with exit {code}; starting it again")
+        time.sleep(_SERVER_RESTARTS_S[self._server_failures - 1])
+        # A start that fails leaves a process that ended: counted at the next look.
+        with contextlib.suppress(ServerError):
+            self.server.start()
+        self._server_started_at = time.monotonic()
+
+    def _stop(self) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, self._kill)
+        self.console.show_cursor(show=True)
+        if any(program.running for program in self.programs):
+            self.say("stopping (Ctrl-C again to kill)")
+        began = time.monotonic()
+        for program in reversed(self.programs):
+            program.ask_to_stop()
+        for program in reversed(self.programs):
+            left_s = max(0.0, began + _STOP_S - time.monotonic())
+            if not program.stop(left_s):
+                self.say(f"  {program.name:9} did not stop in {_STOP_S:.0f} s and was killed")
+        if self.server is not None:
+            self.server.stop()
+        if self.programs:
+            took_s = time.monotonic() - began
+            self.say(f"stopped in {took_s:.1f} s; the next start goes on from here")
+
+    def _kill(self, _number: int, _frame: FrameType | None) -> NoReturn:
+        processes = [program.process for program in self.programs]
+        if self.server is not None:
+            processes.append(self.server.process)
+        for process in processes:
+            if process is not None:
+                process.kill()
+        os._exit(130)
+
+
+def _raise_stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Stop
+
+
+def up(settings: Settings) -> int:
+    """
+    Run everlens until SIGINT or SIGTERM; return the exit code.
+
+    Raises:
+        SettingsError, ServerError: it cannot start; one sentence says why.
+    """
+    if settings.redis_url and not settings.redis_url.startswith(("redis", "unix")):
+        raise SettingsError(
+            f"EVERLENS_REDIS_URL={without_password(settings.redis_url)} is neither redis://, "
+            "rediss:// nor unix://"
+        )
+    return Launcher(settings, Console(file=sys.stdout)).run()

@@ -1,0 +1,1 @@
+"""The one forward path: the same code learns (in the worker) and answers (in the service). ⑨"""

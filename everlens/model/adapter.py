@@ -1,0 +1,139 @@
+"""
+Low-rank adapters of a top: inserted for learning, merged for answering.
+
+For each linear map W of the top's blocks (`nn.Linear`, the fused qkv among them, and 1×1
+convolutions) the adapter holds A (rank × in) and B (out × rank) and stands for
+W + (alpha / rank) · B·A. B starts at zero, so that step 0 is the frozen model to the bit.
+
+Source: LoRA (arXiv 2106.09685); where SIT puts it, and why B must be zero: learning notes in
+`docs/how-it-learns.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from everlens.errors import PartError
+from everlens.model.tower import Top
+
+Target = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """What an adapter bends: two adapters fit each other when their specs are equal."""
+
+    tune: str  # image, text, both or none
+    top_blocks: int
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """The multiplier of B·A."""
+        return self.alpha / self.rank
+
+    def tunes(self, tower: str) -> bool:
+        """Whether the `image` or the `text` tower is bent."""
+        return self.tune in {tower, "both"}
+
+
+class LowRank(nn.Module):
+    """A frozen linear map with a trainable low-rank part beside it."""
+
+    def __init__(self, base: Target, rank: int, scale: float, generator: Generator) -> None:
+        super().__init__()
+        fan_out, fan_in = base.weight.shape[:2]
+        self.base = base
+        self.scale = scale
+        bound = (1.0 / fan_in) ** 0.5
+        a = torch.empty(rank, fan_in).uniform_(-bound, bound, generator=generator)
+        self.A = nn.Parameter(a.to(base.weight.device))
+        self.B = nn.Parameter(torch.zeros(fan_out, rank, device=base.weight.device))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.base(inputs)
+        if isinstance(self.base, nn.Linear):
+            return result + self.scale * functional.linear(
+                functional.linear(inputs, self.A), self.B
+            )
+        low = functional.conv2d(inputs, self.A[:, :, None, None], stride=self.base.stride)
+        return result + self.scale * functional.conv2d(low, self.B[:, :, None, None])
+
+
+def targets(top: Top) -> dict[str, Target]:
+    """Return the linear maps of a top's blocks by name, in a fixed order; the head has none."""
+    return {
+        f"blocks.{name}": module
+        for name, module in top.blocks.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _pointwise(module))
+    }
+
+
+def _pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in {(0, 0), 0, "valid"}
+
+
+def insert(top: Top, spec: AdapterSpec, generator: Generator) -> Top:
+    """
+    Return a top with a fresh adapter in it; the frozen weights are shared, not copied.
+
+    A is uniform in ±1/√in from `generator`, B is zero.
+    """
+    bent = _sharing_copy(top)
+    for name, module in targets(bent).items():
+        _replace(bent, name, LowRank(module, spec.rank, spec.scale, generator))
+    return bent
+
+
+def tensors_of(bent: Top) -> dict[str, nn.Parameter]:
+    """Return the trainable tensors of a bent top by name: `<map>.A` and `<map>.B`."""
+    return {
+        f"{name}.{matrix}": getattr(module, matrix)
+        for name, module in bent.named_modules()
+        if isinstance(module, LowRank)
+        for matrix in ("A", "B")
+    }
+
+
+def merged(top: Top, tensors: dict[str, Tensor], spec: AdapterSpec) -> Top:
+    """
+    Return a top with the adapter's product added to its weights; `top` stays as it is.
+
+    Always from the untouched base: adding one small change after another drifts.
+
+    Raises:
+        PartError: a tensor is missing, superfluous, of another shape, or not finite.
+    """
+    whole = _sharing_copy(top)
+    maps = targets(whole)
+    expected = {f"{name}.{matrix}" for name in maps for matrix in ("A", "B")}
+    if expected != set(tensors):
+        raise PartError(f"adapter does not fit the top: {sorted(expected ^ set(tensors))[:3]}")
+    for name, module in maps.items():
+        a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
+        fan_out, fan_in = module.weight.shape[:2]
+        if a.shape != (spec.rank, fan_in) or b.shape != (fan_out, spec.rank):
+            raise PartError(f"adapter tensor {name} has shapes {tuple(a.shape)}, {tuple(b.shape)}")
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise PartError(f"adapter tensor {name} holds a number that is not finite")
+        change = (spec.scale * (b.double() @ a.double())).to(module.weight)
+        weight = module.weight + change.view_as(module.weight)
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    return whole
+
+
+def _sharing_copy(top: Top) -> Top:
+    """Return a copy of the modules over the very same parameters and buffers."""
+    shared = {id(t): t for t in (*top.parameters(), *top.buffers())}
+    return copy.deepcopy(top, memo=shared)
+
+
+def _replace(top: Top, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(top.get_submodule(parent), leaf, module)

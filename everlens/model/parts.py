@@ -1,0 +1,259 @@
+"""
+A version as parts, and parts as a version: what the learner publishes, the service builds. ⑦⑧
+
+| part               | holds                                                | changes with            |
+|--------------------|------------------------------------------------------|-------------------------|
+| `classes/N`        | names and text vectors of classes 1024·N …           | a new class             |
+| `evidence/factor`  | the shared factor P                                  | a tenth more samples    |
+| `evidence/N`       | mean feature and count of classes 1024·N …           | a sample of one of them |
+| `adapter`          | the low-rank tensors and their spec                  | an adapter publication  |
+| `adapter/factor`   | as for evidence, on tuned features                   | an adapter publication  |
+| `adapter/N`        | likewise, with the tuned text vectors                | an adapter publication  |
+| `fusion`           | the constants of the fusion                          | the settings            |
+
+Each is a safetensors blob: nothing in it can run. Equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from everlens.artifact import Manifest
+from everlens.errors import PartError
+from everlens.model.adapter import AdapterSpec, merged
+from everlens.model.backbone import Backbone
+from everlens.model.fusion import Fusion
+from everlens.model.heads import EvidenceHead, class_vectors
+from everlens.model.snapshot import Classes, Snapshot
+
+CHUNK = 1024
+
+Made = TypeVar("Made")
+
+
+def chunks_of(classes: int) -> Iterator[tuple[int, slice]]:
+    """Yield number and class range of each chunk."""
+    for number, start in enumerate(range(0, classes, CHUNK)):
+        yield number, slice(start, min(start + CHUNK, classes))
+
+
+def encode_classes(names: Sequence[str], text_CE: Tensor) -> bytes:
+    """Return one chunk of the class table."""
+    listed = np.frombuffer(json.dumps(list(names), ensure_ascii=False).encode(), np.uint8)
+    return save({"names": torch.from_numpy(listed.copy()), "text_CE": text_CE.contiguous()})
+
+
+def encode_evidence(mean_CD: Tensor, count_C: Tensor) -> bytes:
+    """Return one chunk of class means and counts."""
+    return save({"count_C": count_C.contiguous(), "mean_CD": mean_CD.contiguous()})
+
+
+def encode_factor(factor_DD: Tensor) -> bytes:
+    """Return a shared factor."""
+    return save({"factor_DD": factor_DD.contiguous()})
+
+
+def encode_adapter(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> bytes:
+    """Return the low-rank tensors by `<tower>.<map>.<A or B>`, with what they fit."""
+    record = np.frombuffer(json.dumps(asdict(spec), sort_keys=True).encode(), np.uint8)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save({"spec": torch.from_numpy(record.copy()), **whole})
+
+
+def encode_adapter_classes(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor) -> bytes:
+    """Return one chunk of the adapter's own closed form and its text vectors."""
+    return save(
+        {
+            "count_C": count_C.contiguous(),
+            "mean_CD": mean_CD.contiguous(),
+            "text_CE": text_CE.contiguous(),
+        }
+    )
+
+
+def encode_fusion(fusion: Fusion) -> bytes:
+    """Return the constants of the fusion."""
+    values = [fusion.kappa, fusion.scale, fusion.threshold]
+    return save({"fusion": torch.tensor(values, dtype=torch.float64)})
+
+
+def build_snapshot(
+    backbone: Backbone,
+    manifest: Manifest,
+    parts: Mapping[str, bytes],
+    previous: Snapshot | None = None,
+) -> Snapshot:
+    """
+    Return the version that a manifest names, verified and ready to answer.
+
+    Args:
+        backbone: the base model; nothing of it is written to.
+        manifest: of the version.
+        parts: digest → bytes, of at least those parts that `previous` does not have.
+        previous: a snapshot whose unchanged pieces are used again.
+
+    Raises:
+        PartError: another base model, a part missing, damaged, or of the wrong shape.
+    """
+    if manifest.fingerprint != backbone.fingerprint:
+        raise PartError(
+            f"version {manifest.version} belongs to base model {manifest.fingerprint[:12]}, "
+            f"this service runs {backbone.name} {backbone.fingerprint[:12]}; start both halves "
+            "with the same EVERLENS_MODEL"
+        )
+    try:
+        return _Builder(backbone, manifest, parts, previous).build()
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise PartError(f"version {manifest.version} has an unusable part: {error}") from error
+
+
+class _Builder:
+    """Puts one snapshot together; `memo` holds each piece under the digests it was made from."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        manifest: Manifest,
+        parts: Mapping[str, bytes],
+        previous: Snapshot | None,
+    ) -> None:
+        self.backbone = backbone
+        self.manifest = manifest
+        self.parts = parts
+        self.before = previous.memo if previous is not None else {}
+        # Before the first adapter any cut gives the same answers; keep the one that is there.
+        self.top_blocks = backbone.top_blocks
+        if previous is not None:
+            self.top_blocks = len(previous.frozen_top.blocks)
+        self.memo: dict[Hashable, Any] = {}
+
+    def build(self) -> Snapshot:
+        classes = self._classes()
+        spec = self._once(("spec", self._digest("adapter")), self._spec)
+        top_blocks = spec.top_blocks if spec is not None else self.top_blocks
+        trunk, top = self._once(
+            ("cut", top_blocks), lambda: self.backbone.image_tower.cut(top_blocks)
+        )
+        tuned = None
+        if spec is not None:
+            tuned = self._once(("top", self._digest("adapter")), lambda: self._tuned_top(top, spec))
+        return Snapshot(
+            backbone=self.backbone,
+            version=self.manifest.version,
+            digest=self.manifest.digest,
+            learned_through=self.manifest.learned_through,
+            trunk=trunk,
+            frozen_top=top,
+            tuned_top=tuned,
+            classes=classes,
+            evidence=self._head("evidence"),
+            adapter=self._head("adapter"),
+            adapter_text_CE=self._adapter_text(),
+            fusion=self._once(("fusion", self._digest("fusion")), self._fusion),
+            memo=self.memo,
+        )
+
+    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        value: Made = self.before[key] if key in self.before else make()
+        self.memo[key] = value
+        return value
+
+    def _digest(self, name: str) -> str | None:
+        return self.manifest.parts.get(name)
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        digest = self.manifest.parts[name]
+
+        def read() -> dict[str, Tensor]:
+            if digest not in self.parts:
+                raise PartError(f"part {name} ({digest[:12]}) was not fetched")
+            tensors = load(self.parts[digest])
+            for key, tensor in tensors.items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise PartError(f"part {name} holds a number that is not finite in {key}")
+            return tensors
+
+        return self._once(("part", digest), read)
+
+    def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
+        """Return the loaded chunks `prefix/0`, `prefix/1`, …, all but the last of full length."""
+        loaded = []
+        while f"{prefix}/{len(loaded)}" in self.manifest.parts:
+            loaded.append(self._load(f"{prefix}/{len(loaded)}"))
+        return loaded
+
+    def _classes(self) -> Classes:
+        name_chunks, evidence_chunks = self._chunks("classes"), self._chunks("evidence")
+        names = tuple(n for chunk in name_chunks for n in _names(chunk["names"]))
+        if len(names) != self.manifest.classes or len(set(names)) != len(names):
+            raise PartError(f"class table has {len(names)} names, not {self.manifest.classes}")
+        if not names:
+            return Classes((), {}, torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
+        text_CE = torch.cat([chunk["text_CE"] for chunk in name_chunks])
+        count_C = torch.cat([chunk["count_C"] for chunk in evidence_chunks])
+        if len(text_CE) != len(names) or len(count_C) != len(names):
+            raise PartError("class table, text vectors and counts have different lengths")
+        if count_C.dtype != torch.int64 or bool((count_C < 0).any()):
+            raise PartError("a class has a negative count of samples")
+        return Classes(names, {name: k for k, name in enumerate(names)}, text_CE, count_C)
+
+    def _head(self, prefix: str) -> EvidenceHead | None:
+        factor_digest = self._digest(f"{prefix}/factor")
+        if factor_digest is None:
+            return None
+        device = self.backbone.device
+        factor_DD = self._load(f"{prefix}/factor")["factor_DD"].to(device)
+        if factor_DD.ndim != 2 or factor_DD.shape[0] != factor_DD.shape[1]:
+            raise PartError(f"{prefix}/factor is not square: {tuple(factor_DD.shape)}")
+        vectors = []
+        for number, chunk in enumerate(self._chunks(prefix)):
+            key = ("vectors", factor_digest, self._digest(f"{prefix}/{number}"))
+            vectors.append(
+                self._once(key, lambda c=chunk: class_vectors(factor_DD, c["mean_CD"].to(device)))
+            )
+        if not vectors:
+            return None
+        # A class that came after the adapter was fitted is unknown to it: a zero row.
+        missing = self.manifest.classes - sum(len(rows) for rows in vectors)
+        vectors.append(factor_DD.new_zeros(missing, len(factor_DD)))
+        return EvidenceHead(factor_DD, torch.cat(vectors))
+
+    def _adapter_text(self) -> Tensor | None:
+        chunks = self._chunks("adapter")
+        return torch.cat([chunk["text_CE"] for chunk in chunks]) if chunks else None
+
+    def _spec(self) -> AdapterSpec | None:
+        if self._digest("adapter") is None:
+            return None
+        fields = json.loads(self._load("adapter")["spec"].numpy().tobytes())
+        spec = AdapterSpec(**fields)
+        if not 0 < spec.top_blocks <= len(self.backbone.image_tower.blocks):
+            raise PartError(f"adapter bends {spec.top_blocks} blocks of a shallower tower")
+        return spec
+
+    def _tuned_top(self, top: Any, spec: AdapterSpec) -> Any:
+        tensors = {
+            name.removeprefix("image."): tensor.to(self.backbone.device)
+            for name, tensor in self._load("adapter").items()
+            if name.startswith("image.")
+        }
+        return merged(top, tensors, spec) if spec.tunes("image") else top
+
+    def _fusion(self) -> Fusion:
+        return Fusion(*self._load("fusion")["fusion"].tolist())
+
+
+def _names(listed: Tensor) -> list[str]:
+    names = json.loads(listed.numpy().tobytes())
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PartError("class table is not a list of names")
+    return names

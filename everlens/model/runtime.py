@@ -1,0 +1,76 @@
+"""What must be so before torch computes: threads, determinism, and a torchvision that imports."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import torch
+
+from everlens.errors import ModelError
+
+
+def set_threads(threads: int) -> None:
+    """Let torch use this many threads; call once, before the first forward pass."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+
+
+def make_deterministic() -> None:
+    """Refuse operations whose result is not a function of their inputs (of the learner)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def choose_device(name: str) -> torch.device:
+    """
+    Return the device of that name; `auto` takes CUDA where there is one.
+
+    Raises:
+        ModelError: CUDA was asked for and torch sees none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(
+            f"EVERLENS_DEVICE={name} is not a device; use auto, cpu or cuda"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"EVERLENS_DEVICE={name}, but torch sees no CUDA device; install a CUDA build of "
+            "torch or set EVERLENS_DEVICE=cpu"
+        )
+    return device
+
+
+def fingerprint_of_numerics(threads: int) -> str:
+    """Return what the bits of a result depend on besides the inputs: versions, CPU, threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {capability}, {threads} threads"
+
+
+def import_torchvision() -> None:
+    """
+    Import torchvision, also where a CUDA build of it meets a CPU build of torch.
+
+    Its compiled part then cannot load, and its Python part fails on operators that part would
+    have declared. We use neither operator; declaring their shapes is enough. Only done after the
+    plain import failed, since a second declaration beside the real one is an error.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for operator in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{operator}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
+        importlib.import_module("torchvision")

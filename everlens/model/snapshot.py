@@ -1,0 +1,161 @@
+"""
+One immutable version of the classifier: everything an answer needs. ⑨
+
+The service exchanges one reference to a snapshot between two batches; the learner scores each new
+sample with the same class before it learns it. Nothing here is ever written to after it is built.
+
+Shape suffixes: B pictures, C learnt classes, K candidates of one query, D features, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from everlens.model.backbone import Backbone
+from everlens.model.fusion import Fusion, fuse
+from everlens.model.heads import EvidenceHead, evidence_scores, text_logits
+from everlens.model.tower import Encoding, Hidden, Top, Trunk
+from everlens.pixels import Pixels
+
+
+class Views(NamedTuple):
+    """What the towers say of a batch of pictures, before any name is asked for."""
+
+    embedding_BE: Tensor  # frozen, unit norm
+    feature_BD: Tensor  # frozen
+    tuned_embedding_BE: Tensor | None  # through the adapter, unit norm
+    tuned_feature_BD: Tensor | None  # through the adapter
+
+
+class Ranked(NamedTuple):
+    """One line of an answer; `samples` is how many labels of that class were learnt."""
+
+    label: str
+    score: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The learnt classes of one version, by index."""
+
+    names: tuple[str, ...]
+    index: dict[str, int]
+    text_CE: Tensor  # frozen unit vectors of the names
+    count_C: Tensor  # labels learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """
+    A version of the classifier, ready to answer.
+
+    `version` 0 is the frozen base: no class is learnt, only names given with a query are ranked.
+    """
+
+    backbone: Backbone
+    version: int
+    digest: str
+    learned_through: int
+    trunk: Trunk
+    frozen_top: Top
+    tuned_top: Top | None
+    classes: Classes
+    evidence: EvidenceHead | None
+    adapter: EvidenceHead | None
+    adapter_text_CE: Tensor | None  # of the classes that the adapter was tuned on
+    fusion: Fusion
+    # Pieces by the digests they were made from, for the next version to use again.
+    memo: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @torch.no_grad()
+    def see(self, pixels: Sequence[Pixels]) -> Views:
+        """Return the views of a batch: one trunk pass, then each top."""
+        return self.look(self.trunk(self.backbone.images(pixels)))
+
+    @torch.no_grad()
+    def look(self, hidden: Hidden) -> Views:
+        """Return the views of a batch from the trunk's output on."""
+        frozen: Encoding = self.frozen_top(hidden)
+        tuned: Encoding | None = None if self.tuned_top is None else self.tuned_top(hidden)
+        return Views(
+            embedding_BE=functional.normalize(frozen.embedding_BE.float(), dim=-1),
+            feature_BD=frozen.feature_BD.float(),
+            tuned_embedding_BE=None
+            if tuned is None
+            else functional.normalize(tuned.embedding_BE.float(), dim=-1),
+            tuned_feature_BD=None if tuned is None else tuned.feature_BD.float(),
+        )
+
+    @torch.no_grad()
+    def probabilities(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Tensor:
+        """
+        Return probability_BK over the candidates.
+
+        Args:
+            views: of this snapshot's `see`.
+            names: the candidates; None takes all learnt classes, in the order of their index.
+            text_KE: unit vectors of the candidates' names.
+        """
+        classes = None if names is None else [self.classes.index.get(name, -1) for name in names]
+        return fuse(
+            text_BK=text_logits(views.embedding_BE, text_KE, self.backbone.logit_scale),
+            evidence_BK=_scores(self.evidence, views.feature_BD, classes),
+            adapter_BK=_scores(self.adapter, views.tuned_feature_BD, classes),
+            count_K=self._counts(classes),
+            fusion=self.fusion,
+        )
+
+    def _counts(self, classes: list[int] | None) -> Tensor:
+        if classes is None:
+            return self.classes.count_C
+        padded = torch.cat([self.classes.count_C, self.classes.count_C.new_zeros(1)])
+        return padded[torch.tensor(classes)]
+
+    def rank(self, names: Sequence[str], probability_K: Tensor, top: int) -> list[Ranked]:
+        """Return the `top` most probable of the named candidates, the best first."""
+        scores, order = probability_K.topk(min(top, len(names)))
+        return [
+            Ranked(name, score, self.samples(name))
+            for name, score in zip((names[i] for i in order.tolist()), scores.tolist(), strict=True)
+        ]
+
+    def samples(self, name: str) -> int:
+        """Return how many labels of this class were learnt."""
+        index = self.classes.index.get(name)
+        return 0 if index is None else int(self.classes.count_C[index])
+
+
+def _scores(
+    head: EvidenceHead | None, feature_BD: Tensor | None, classes: list[int] | None
+) -> Tensor | None:
+    """Return the head's score_BK; NaN for candidates it has not learnt."""
+    if head is None or feature_BD is None:
+        return None
+    return evidence_scores(head, feature_BD, classes)
+
+
+def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
+    """Return version 0: the frozen base model."""
+    trunk, top = backbone.image_tower.cut(top_blocks)
+    width = backbone.name_embedding("thing").shape[0]
+    return Snapshot(
+        backbone=backbone,
+        version=0,
+        digest="",
+        learned_through=0,
+        trunk=trunk,
+        frozen_top=top,
+        tuned_top=None,
+        classes=Classes((), {}, torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)),
+        evidence=None,
+        adapter=None,
+        adapter_text_CE=None,
+        fusion=Fusion(),
+    )

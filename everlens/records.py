@@ -1,0 +1,81 @@
+"""What travels between the halves, as plain values: samples, log entries, versions. No torch."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+
+LABEL_CHARACTERS_MAX = 200
+TEXT_CHARACTERS_MAX = 500
+ID_CHARACTERS_MAX = 200
+
+
+class EntryKind(StrEnum):
+    """What an entry of the log asks of the learner."""
+
+    SAMPLE = "sample"
+    CUT = "cut"  # the batch ends here: written when samples waited long enough
+    ADAPTER = "adapter"  # the batch ends here and the adapter is published
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled picture as it was admitted; `image` is our own JPEG at the model's size."""
+
+    id: str
+    label: str
+    image: bytes
+    text: str | None = None  # a caption to train on instead of the class's prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the log. `payload` is empty for control entries."""
+
+    seq: int
+    kind: EntryKind
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What admission answers for one sample; `repeated` when the id was there already."""
+
+    id: str
+    seq: int
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A sample that could not be learnt, and why."""
+
+    seq: int
+    id: str
+    reason: str
+
+
+def clean_name(text: str, *, field: str, characters_max: int = LABEL_CHARACTERS_MAX) -> str:
+    """
+    Return a class name (or caption, or id) in Unicode NFC without surrounding white space.
+
+    Raises:
+        ValueError: empty, too long, or with control, bidirectional or unpaired surrogate
+            characters, which would show one name and mean another.
+    """
+    name = unicodedata.normalize("NFC", text).strip()
+    if not name:
+        raise ValueError(f"{field} is empty; give it at least one visible character")
+    if len(name) > characters_max:
+        raise ValueError(f"{field} has {len(name)} characters; at most {characters_max} are taken")
+    for character in name:
+        # Cc control, Cf format (holds the bidirectional ones and the zero-width space),
+        # Cs unpaired surrogate, Zl and Zp line and paragraph separator.
+        category = unicodedata.category(character)
+        # The joiners shape letters in several scripts and emoji; they are no disguise.
+        if character not in "\u200c\u200d" and category in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+            raise ValueError(
+                f"{field} contains the character U+{ord(character):04X}, which is not printable"
+            )
+    return name

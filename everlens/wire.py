@@ -1,0 +1,71 @@
+"""
+Samples ⇄ the bytes that lie in the log. ③
+
+One payload is: two bytes format number, four bytes length of the header (big endian), the header
+as JSON, and the picture. No pickle; nothing here runs what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from everlens.errors import WireError
+from everlens.records import (
+    ID_CHARACTERS_MAX,
+    LABEL_CHARACTERS_MAX,
+    TEXT_CHARACTERS_MAX,
+    Sample,
+)
+
+FORMAT = 1
+_PREFIX = struct.Struct(">HI")
+_HEADER_BYTES_MAX = 64 * 1024
+
+
+def encode_sample(sample: Sample) -> bytes:
+    """Return the payload of a sample; equal samples give equal bytes."""
+    header = json.dumps(
+        {"id": sample.id, "label": sample.label, "text": sample.text},
+        ensure_ascii=False,
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
+    assert len(header) <= _HEADER_BYTES_MAX
+    return _PREFIX.pack(FORMAT, len(header)) + header + sample.image
+
+
+def decode_sample(payload: bytes) -> Sample:
+    """
+    Return the sample that `encode_sample` wrote.
+
+    Raises:
+        WireError: anything else. The caller sends the entry to the dead letters.
+    """
+    if len(payload) < _PREFIX.size:
+        raise WireError(f"payload of {len(payload)} bytes is shorter than its prefix")
+    number, length = _PREFIX.unpack_from(payload)
+    if number != FORMAT:
+        raise WireError(f"payload has format {number}, this version reads format {FORMAT}")
+    if length > _HEADER_BYTES_MAX or _PREFIX.size + length > len(payload):
+        raise WireError(f"payload announces a header of {length} bytes")
+    body = payload[_PREFIX.size :]
+    try:
+        header = json.loads(body[:length])
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"payload header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise WireError("payload header is not an object")
+    return Sample(
+        id=_string(header, "id", ID_CHARACTERS_MAX),
+        label=_string(header, "label", LABEL_CHARACTERS_MAX),
+        text=None if header.get("text") is None else _string(header, "text", TEXT_CHARACTERS_MAX),
+        image=body[length:],
+    )
+
+
+def _string(header: dict[str, object], field: str, characters_max: int) -> str:
+    value = header.get(field)
+    if not isinstance(value, str) or not 0 < len(value) <= characters_max:
+        raise WireError(f"payload field {field!r} is not a string of 1 to {characters_max}")
+    return value

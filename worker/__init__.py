@@ -1,0 +1,1 @@
+"""The learner process: the only one that changes weights. ④⑤⑥⑦"""

@@ -1,0 +1,159 @@
+"""
+Composition root of the learner: `python -m worker`.
+
+Exit codes: 0 stopped as told, 2 the settings or the base model are wrong, 3 learning must not go
+on (the state and the log do not belong together; the reason was printed and told to the service).
+"""
+
+from __future__ import annotations
+
+import os
+
+# Threads of OpenMP that wait by spinning would eat the cores that the service answers on; read
+# by the runtime when torch is imported, so it must stand before that.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import contextlib
+import logging
+import signal
+import sys
+from types import FrameType
+
+from everlens.bus.connect import connect
+from everlens.bus.keys import Keys
+from everlens.bus.stream import Stream
+from everlens.errors import (
+    BusError,
+    Diverged,
+    Fenced,
+    ModelError,
+    OtherLog,
+    SettingsError,
+    StateError,
+)
+from everlens.model.adapter import AdapterSpec
+from everlens.model.backbone import Backbone, load_backbone
+from everlens.model.runtime import (
+    choose_device,
+    fingerprint_of_numerics,
+    make_deterministic,
+    set_threads,
+)
+from everlens.settings import Settings, load_settings
+from worker.commit import StateFile
+from worker.learn.learner import LearnerConfig
+from worker.learn.tuning import TuningConfig
+from worker.loop import Loop, Pace
+
+log = logging.getLogger("everlens.worker")
+
+EXIT_SETTINGS = 2
+EXIT_STATE = 3
+
+
+def learner_config(settings: Settings, backbone: Backbone) -> LearnerConfig:
+    """
+    Return the learner's share of the settings.
+
+    Raises:
+        SettingsError: the base model cannot be tuned as they ask.
+    """
+    blocks = len(backbone.image_tower.blocks)
+    top_blocks = settings.top_blocks or backbone.top_blocks
+    if top_blocks > blocks and settings.tune in {"image", "both"}:
+        raise SettingsError(
+            f"EVERLENS_TOP_BLOCKS={top_blocks}, but the image tower has {blocks} blocks that an "
+            "adapter can bend; lower it, or set EVERLENS_TUNE=none"
+        )
+    if settings.tune in {"text", "both"} and not len(backbone.text_tower.blocks):
+        raise SettingsError(
+            f"the text tower of {backbone.name} cannot be tuned; set EVERLENS_TUNE=image"
+        )
+    return LearnerConfig(
+        adapter=AdapterSpec(
+            tune=settings.tune,
+            top_blocks=min(top_blocks, blocks),
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+        ),
+        tuning=TuningConfig(
+            seed=settings.seed,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            steps=settings.sit_steps,
+            replay_samples=settings.replay_samples,
+        ),
+        replay_bytes=settings.replay_bytes,
+    )
+
+
+def pace(settings: Settings) -> Pace:
+    """Return the loop's share of the settings."""
+    return Pace(
+        batch_size=settings.batch_size,
+        linger_s=settings.linger_ms / 1000,
+        adapter_every_batches=settings.adapter_every_batches,
+        adapter_idle_s=settings.adapter_idle_s,
+        id_window=settings.id_window,
+    )
+
+
+def make_loop(settings: Settings) -> Loop:
+    """Load the base model, open the state, connect to the log."""
+    device = choose_device(settings.device)
+    set_threads(settings.worker_threads)
+    make_deterministic()
+    backbone = load_backbone(
+        settings.model, settings.pretrained, device=device, templates=settings.templates
+    )
+    return Loop(
+        backbone,
+        learner_config(settings, backbone),
+        backbone.fusion(settings.kappa),
+        pace(settings),
+        stream=Stream(connect(settings.redis_url), Keys(settings.namespace)),
+        state=StateFile(settings.data_dir / "state" / "learner.db"),
+        numerics=fingerprint_of_numerics(settings.worker_threads),
+    )
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        settings = load_settings()
+        if not settings.redis_url:
+            raise SettingsError(
+                "EVERLENS_REDIS_URL is empty; start everything with `everlens up`, "
+                "or give the address of a Redis or Valkey server"
+            )
+        loop = make_loop(settings)
+    except (SettingsError, ModelError) as error:
+        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        return EXIT_SETTINGS
+    except StateError as error:
+        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        return EXIT_STATE
+    log.info("learning with %s", loop.backbone.name)
+    try:
+        loop.run(lambda: stopping)
+    except (StateError, OtherLog, Fenced, Diverged) as error:
+        print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
+        if not isinstance(error, Fenced):
+            with contextlib.suppress(BusError):
+                loop.stream.pause(str(error))
+        return EXIT_STATE
+    loop.state.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""
+The learner's state in one SQLite file; a commit is one transaction. ⑥
+
+The state owns the cursor: whatever was killed in the middle of a batch leaves no trace, and the
+batch is learnt again from the log, to the same bits. Large tensors are not written every time:
+the D×D sums are saved now and then, and the features learnt since are added to them at the start,
+in the same batches and so with the same rounding.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from everlens.errors import StateError
+from everlens.records import DeadLetter
+from worker.learn.evidence import EvidenceSums
+from worker.learn.learner import Learner, LearnerConfig, Observation
+from worker.learn.prequential import Prequential
+from worker.learn.replay import Exemplar
+
+FORMAT = 1
+
+# Batches between two saves of the sums: bounds what a start adds up again.
+SUMS_EVERY_BATCHES = 32
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS head (
+    id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS classes (
+    class_index INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, vector BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS samples (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, batch INTEGER NOT NULL,
+    class_index INTEGER NOT NULL, feature BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
+CREATE TABLE IF NOT EXISTS dead (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS exemplars (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL UNIQUE,
+    class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL, trunk BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS pending (
+    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT,
+    image BLOB NOT NULL, trunk BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS blobs (
+    name TEXT PRIMARY KEY, digest TEXT NOT NULL, content BLOB NOT NULL);
+"""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the learner is in the log and in its publications; part of every commit."""
+
+    epoch: str
+    holder: str  # of the lease: a restarted learner takes up its own
+    fingerprint: str  # of the base model
+    numerics: str  # what the bits depend on besides
+    cursor: int = 0
+    version: int = 0
+    digest: str = ""  # of the version's manifest
+    parent: str = ""  # of the version before
+    parts: dict[str, str] = field(default_factory=dict)  # of the version, name → digest
+    factor_batch: int = 0  # when the shared factor was made
+    adapter_batch: int = 0  # when the adapter was published last
+    adapter_moved: bool = False  # since then
+
+
+class StateFile:
+    """The file and its lock, from `open_state` to `close`."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise StateError(
+                f"another learner uses {path}; stop it, or give this one another data directory"
+            ) from None
+        try:
+            self.db = sqlite3.connect(path, isolation_level=None)
+            self.db.execute("PRAGMA page_size=65536")  # rows are large: half the time of 4 kB
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=FULL")
+            self.db.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"{path} is damaged ({error}); restore it from its backup") from error
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        self.db.close()
+        os.close(self._lock)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. An exception inside rolls back; the caller must end the process."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    # What a batch changed
+
+    def save_observation(self, learner: Learner, observation: Observation) -> None:
+        """Write what `Learner.observe` returned."""
+        first = len(learner.class_names) - len(observation.new_classes)
+        self.db.executemany(
+            "INSERT INTO classes VALUES (?, ?, ?)",
+            [
+                (first + k, name, _bytes(learner.text_vectors[first + k]))
+                for k, name in enumerate(observation.new_classes)
+            ],
+        )
+        self.db.executemany(
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?)",
+            [
+                (row.seq, row.id, learner.batch, row.class_index, _bytes(row.feature_D))
+                for row in observation.rows
+            ],
+        )
+        self.db.executemany(
+            "INSERT INTO exemplars (seq, class_index, text, image, trunk) VALUES (?, ?, ?, ?, ?)",
+            [_exemplar_row(exemplar) for exemplar in observation.buffer.added],
+        )
+        self.db.executemany(
+            "DELETE FROM exemplars WHERE seq = ?", [(s,) for s in observation.buffer.evicted]
+        )
+        self.db.executemany(
+            "INSERT INTO pending VALUES (?, ?, ?, ?, ?)",
+            [_exemplar_row(exemplar) for exemplar in learner.pending],
+        )
+        if observation.refreshed and learner.batch >= self._sums_batch() + SUMS_EVERY_BATCHES:
+            assert learner.sums is not None
+            self.save_blob("sums", save(learner.sums.tensors()), batch=learner.batch)
+
+    def save_adapter(self, parts: dict[str, bytes]) -> None:
+        """Write the published parts of the adapter; a start publishes them again if need be."""
+        for name, content in parts.items():
+            self.save_blob(f"part {name}", content)
+
+    def adapter_parts(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return those parts that `save_adapter` wrote."""
+        found = {name: self.blob(f"part {name}") for name in names}
+        return {name: content for name, content in found.items() if content is not None}
+
+    def save_tuning(self, learner: Learner) -> None:
+        """Write the adapter after its steps; its batch waits no longer."""
+        self.save_blob("tuner", save(learner.tuner.state()))
+        self.db.execute("DELETE FROM pending")
+
+    def save_dead(self, letters: list[DeadLetter], version: int) -> None:
+        """Write the samples of a batch that could not be learnt."""
+        self.db.executemany(
+            "INSERT INTO dead VALUES (?, ?, ?, ?)",
+            [(letter.seq, letter.id, letter.reason, version) for letter in letters],
+        )
+
+    def save_blob(self, name: str, content: bytes, batch: int | None = None) -> None:
+        """Write one named blob with the digest that a start verifies."""
+        digest = hashlib.sha256(content).hexdigest()
+        self.db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, digest, content))
+        if batch is not None:
+            row = (f"{name}.batch", str(batch), b"")
+            self.db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", row)
+
+    def save_progress(self, learner: Learner, progress: Progress) -> None:
+        """Write the head row: cursor, counters, version. Last in every transaction."""
+        record = {
+            "format": FORMAT,
+            "config": _config_record(learner.config),
+            "batch": learner.batch,
+            "factor_samples": learner.factor_samples,
+            "next_class": learner.replay.next_class,
+            "buffer": learner.replay.bookkeeping(),
+            "prequential": [
+                learner.prequential.scored,
+                learner.prequential.correct,
+                learner.prequential.recent_correct,
+                learner.prequential.recent_weight,
+            ],
+            "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+        }
+        text = json.dumps(record, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        self.db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", (text, digest))
+
+    # What a start reads
+
+    def record(self) -> dict[str, Any] | None:
+        """
+        Return the head row, or None in a new file.
+
+        Raises:
+            StateError: damaged, or written by a newer everlens.
+        """
+        try:
+            row = self.db.execute("SELECT record, digest FROM head").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"{self.path} is damaged: {error}; restore its backup") from error
+        if row is None:
+            return None
+        text, digest = row
+        if hashlib.sha256(text.encode()).hexdigest() != digest:
+            raise StateError(f"{self.path} is damaged: its head row has another digest")
+        record: dict[str, Any] = json.loads(text)
+        if record["format"] != FORMAT:
+            raise StateError(
+                f"{self.path} has format {record['format']}, this everlens reads {FORMAT}"
+            )
+        return record
+
+    def dead_letters(self, version: int) -> list[DeadLetter]:
+        """Return the dead letters that were published with a version."""
+        rows = self.db.execute(
+            "SELECT seq, id, reason FROM dead WHERE version = ? ORDER BY seq", (version,)
+        )
+        return [DeadLetter(*row) for row in rows]
+
+    def blob(self, name: str) -> bytes | None:
+        """
+        Return a named blob.
+
+        Raises:
+            StateError: its bytes have another digest than was written.
+        """
+        row = self.db.execute(
+            "SELECT digest, content FROM blobs WHERE name = ?", (name,)
+        ).fetchone()
+        if row is None:
+            return None
+        digest, content = row
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise StateError(f"{self.path} is damaged: {name} has another digest; restore a backup")
+        return bytes(content)
+
+    def restore(self, learner: Learner) -> Progress | None:
+        """
+        Bring a new learner to the committed state; return None when there is none.
+
+        Raises:
+            StateError: damaged, or made with another base model or other settings.
+        """
+        record = self.record()
+        if record is None:
+            return None
+        progress = Progress(**record["progress"])
+        _check_fits(record, progress, learner)
+        learner.batch = record["batch"]
+        learner.replay.next_class = record["next_class"]
+        learner.prequential = Prequential(*record["prequential"])
+        self._restore_classes(learner)
+        self._restore_sums(learner, progress, record["factor_samples"])
+        buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
+        learner.replay.restore(self._exemplars("exemplars", "place"), buffer)
+        learner.pending = list(self._exemplars("pending", "seq"))
+        tuner = self.blob("tuner")
+        if tuner is not None:
+            learner.tuner.load_state(_tensors(tuner, "tuner"))
+        return progress
+
+    def _restore_classes(self, learner: Learner) -> None:
+        for index, name, vector in self.db.execute(
+            "SELECT class_index, name, vector FROM classes ORDER BY class_index"
+        ):
+            assert index == len(learner.class_names)
+            learner.class_names.append(name)
+            learner.class_index[name] = index
+            learner.text_vectors.append(_vector(vector))
+
+    def _restore_sums(self, learner: Learner, progress: Progress, factor_samples: int) -> None:
+        saved = self.blob("sums")
+        since = self._sums_batch() if saved is not None else 0
+        sums = EvidenceSums.of(_tensors(saved, "sums")) if saved is not None else None
+        rows = self.db.execute(
+            "SELECT batch, class_index, feature FROM samples WHERE batch > ? ORDER BY seq",
+            (since,),
+        )
+        made = since == progress.factor_batch
+        if sums is not None and made:
+            learner.factor = sums.factor()
+        for batch, group in _by_batch(rows):
+            if not made and batch > progress.factor_batch:
+                assert sums is not None
+                learner.factor, made = sums.factor(), True
+            feature_BD = torch.stack([_vector(feature) for _, feature in group])
+            sums = sums or EvidenceSums(feature_BD.shape[1])
+            sums.add(feature_BD, [class_index for class_index, _ in group])
+        if sums is not None and not made:
+            learner.factor = sums.factor()
+        learner.sums, learner.factor_samples = sums, factor_samples
+
+    def _sums_batch(self) -> int:
+        row = self.db.execute("SELECT digest FROM blobs WHERE name = 'sums.batch'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _exemplars(self, table: str, order: str) -> Iterator[Exemplar]:
+        for seq, class_index, text, image, trunk in self.db.execute(
+            f"SELECT seq, class_index, text, image, trunk FROM {table} ORDER BY {order}"
+        ):
+            yield Exemplar(seq, class_index, text, image, _tensors(trunk, f"exemplar {seq}")["x"])
+
+
+def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes]:
+    trunk = save({"x": exemplar.trunk.contiguous()})
+    return (exemplar.seq, exemplar.class_index, exemplar.text, exemplar.image, trunk)
+
+
+def _by_batch(
+    rows: Iterator[tuple[int, int, bytes]],
+) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """Group rows of one batch: sums must be added in the steps in which they were first added."""
+    group: list[tuple[int, bytes]] = []
+    current = None
+    for batch, class_index, feature in rows:
+        if batch != current and group:
+            assert current is not None
+            yield current, group
+            group = []
+        current = batch
+        group.append((class_index, feature))
+    if group:
+        assert current is not None
+        yield current, group
+
+
+def _bytes(vector: Tensor) -> bytes:
+    assert vector.dtype == torch.float32
+    content: bytes = vector.contiguous().numpy().tobytes()
+    return content
+
+
+def _vector(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(content, "<f4").copy())
+
+
+def _tensors(content: bytes, name: str) -> Mapping[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise StateError(f"{name} in the state is damaged: {error}") from error
+
+
+def _config_record(config: LearnerConfig) -> dict[str, Any]:
+    """The settings that cannot change under a state."""
+    return {
+        "seed": config.seed,
+        "tune": config.adapter.tune,
+        "top_blocks": config.adapter.top_blocks,
+        "lora_rank": config.adapter.rank,
+        "lora_alpha": config.adapter.alpha,
+    }
+
+
+def _check_fits(record: dict[str, Any], progress: Progress, learner: Learner) -> None:
+    if progress.fingerprint != learner.backbone.fingerprint:
+        raise StateError(
+            f"the state was made with another base model ({progress.fingerprint[:12]}, this is "
+            f"{learner.backbone.name} {learner.backbone.fingerprint[:12]}); set EVERLENS_MODEL "
+            "back, or give this model a data directory of its own"
+        )
+    now = _config_record(learner.config)
+    for name, value in record["config"].items():
+        if now[name] != value:
+            raise StateError(
+                f"the state was made with EVERLENS_{name.upper()}={value}, now it is {now[name]}; "
+                "set it back, or begin with another data directory"
+            )

@@ -1,0 +1,169 @@
+"""
+The replay buffer: equal shares of one byte budget for any number of classes. ⑤
+
+While there is room everything is kept. Then a class below its share takes room from the largest
+one, and a class that has been the largest keeps a uniform sample of all it ever saw.
+
+Source: class-balancing reservoir sampling (Chrysakis and Moens, ICML 2020), with bytes for slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+# What a row costs beside its picture and its trunk output.
+_ROW_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A sample kept for replay: its picture, and the trunk's output, from which learning starts."""
+
+    seq: int
+    class_index: int
+    text: str | None
+    image: bytes
+    trunk: Tensor  # float16, without the batch dimension
+
+    @property
+    def bytes(self) -> int:
+        """Its share of the budget."""
+        return len(self.image) + self.trunk.numel() * self.trunk.element_size() + _ROW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class BufferChange:
+    """What adding samples did, for the commit."""
+
+    added: list[Exemplar]
+    evicted: list[int]  # their seqs
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The exemplars of one class, in the order of their seqs when loaded or added."""
+
+    exemplars: list[Exemplar] = field(default_factory=list)
+    seen: int = 0
+    bytes: int = 0
+    full: bool = False  # has been the largest class while the budget was spent
+
+
+class ReplayBuffer:
+    """Exemplars by class under `budget_bytes`."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        assert budget_bytes > 0
+        self.budget_bytes = budget_bytes
+        self.bytes = 0
+        self.next_class = 0  # where the round robin goes on
+        self._shelves: dict[int, _Shelf] = {}
+
+    def __len__(self) -> int:
+        return sum(len(shelf.exemplars) for shelf in self._shelves.values())
+
+    def __iter__(self) -> Iterable[Exemplar]:  # type: ignore[override]
+        """Yield all exemplars, class by class."""
+        for _, shelf in sorted(self._shelves.items()):
+            yield from shelf.exemplars
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that have an exemplar."""
+        return sorted(index for index, shelf in self._shelves.items() if shelf.exemplars)
+
+    def of_class(self, class_index: int) -> list[Exemplar]:
+        """Return the exemplars of one class."""
+        shelf = self._shelves.get(class_index)
+        return [] if shelf is None else list(shelf.exemplars)
+
+    def bookkeeping(self) -> dict[int, tuple[int, bool]]:
+        """Return, for each class, how many samples were seen and whether it has been full."""
+        return {index: (shelf.seen, shelf.full) for index, shelf in self._shelves.items()}
+
+    def restore(
+        self, exemplars: Iterable[Exemplar], bookkeeping: dict[int, tuple[int, bool]]
+    ) -> None:
+        """Take over what a commit saved; the exemplars in the order in which they were added."""
+        assert not self._shelves
+        for index, (seen, full) in bookkeeping.items():
+            self._shelves[index] = _Shelf(seen=seen, full=full)
+        for exemplar in exemplars:
+            self._put(self._shelves[exemplar.class_index], exemplar)
+
+    def add(self, samples: Iterable[Exemplar], generator: Generator) -> BufferChange:
+        """Offer samples in order; return which were kept and which went."""
+        added: dict[int, Exemplar] = {}
+        evicted: list[int] = []
+        for sample in samples:
+            gone = self._offer(sample, generator)
+            if gone is None:
+                continue
+            added[sample.seq] = sample
+            for seq in gone:
+                # One that came and went within this call was never saved.
+                if added.pop(seq, None) is None:
+                    evicted.append(seq)
+        return BufferChange(list(added.values()), evicted)
+
+    def draw(self, count: int, generator: Generator) -> list[Exemplar]:
+        """
+        Return up to `count` exemplars, one a class, going round all classes.
+
+        A class waits at most classes / count draws for its next turn. With fewer classes than
+        `count`, each gets several; an exemplar may then come twice.
+        """
+        classes = self.classes
+        if not classes:
+            return []
+        start = next((k for k, c in enumerate(classes) if c >= self.next_class), 0)
+        chosen = [classes[(start + k) % len(classes)] for k in range(count)]
+        if chosen:
+            self.next_class = chosen[-1] + 1
+        return [self._any(self._shelves[c], generator) for c in chosen]
+
+    def _offer(self, sample: Exemplar, generator: Generator) -> list[int] | None:
+        """Keep the sample if it may stay; return the seqs that made room, or None if refused."""
+        shelf = self._shelves.setdefault(sample.class_index, _Shelf())
+        shelf.seen += 1
+        if sample.bytes > self.budget_bytes:
+            return None
+        gone: list[int] = []
+        if self.bytes + sample.bytes > self.budget_bytes:
+            largest = self._largest()
+            largest.full = True
+            if shelf.full:
+                if _below(shelf.seen, generator) >= len(shelf.exemplars):
+                    return None
+                largest = shelf
+            while self.bytes + sample.bytes > self.budget_bytes:
+                if not largest.exemplars:
+                    largest = self._largest()
+                gone.append(self._drop(largest, _below(len(largest.exemplars), generator)))
+        self._put(shelf, sample)
+        return gone
+
+    def _largest(self) -> _Shelf:
+        return max(sorted(self._shelves.items()), key=lambda item: item[1].bytes)[1]
+
+    def _any(self, shelf: _Shelf, generator: Generator) -> Exemplar:
+        return shelf.exemplars[_below(len(shelf.exemplars), generator)]
+
+    def _put(self, shelf: _Shelf, exemplar: Exemplar) -> None:
+        shelf.exemplars.append(exemplar)
+        shelf.bytes += exemplar.bytes
+        self.bytes += exemplar.bytes
+
+    def _drop(self, shelf: _Shelf, place: int) -> int:
+        gone = shelf.exemplars.pop(place)
+        shelf.bytes -= gone.bytes
+        self.bytes -= gone.bytes
+        return gone.seq
+
+
+def _below(bound: int, generator: Generator) -> int:
+    return int(torch.randint(bound, (1,), generator=generator))

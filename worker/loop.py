@@ -1,0 +1,316 @@
+"""
+The learner's loop, in the order in which it must happen. ④-⑦
+
+    read → learn → commit → publish → trim, and then: tune → commit → publish.
+
+A crash between any two repeats work and loses none: the commit owns the cursor, a publication and
+a trim may be made twice, and a batch whose commit did not happen is learnt again to the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from everlens.artifact import Manifest, digest_of
+from everlens.bus.stream import Stream
+from everlens.bus.versions import Publisher
+from everlens.errors import Diverged, LogUnavailable, OtherLog, StateError
+from everlens.model.backbone import Backbone
+from everlens.model.fusion import Fusion
+from everlens.model.parts import build_snapshot
+from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.records import EntryKind
+from worker.batch import Batch, cut, parse
+from worker.commit import Progress, StateFile
+from worker.learn.learner import Learner, LearnerConfig
+from worker.publication import adapter_parts, evidence_parts, next_manifest
+
+log = logging.getLogger("everlens.worker")
+
+_AWAY_S = 0.2  # between two attempts while the log does not answer
+_IDLE_MS = 500  # between two looks at the log while nothing comes
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When a batch is cut and an adapter published; see `everlens.settings`."""
+
+    batch_size: int
+    linger_s: float
+    adapter_every_batches: int
+    adapter_idle_s: float
+    id_window: int
+
+
+class Loop:
+    """One learner over one log and one state file, from `start` until it is told to stop."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: LearnerConfig,
+        fusion: Fusion,
+        pace: Pace,
+        *,
+        stream: Stream,
+        state: StateFile,
+        numerics: str,
+    ) -> None:
+        self.backbone = backbone
+        self.fusion = fusion
+        self.pace = pace
+        self.stream = stream
+        self.publisher = Publisher(stream)
+        self.state = state
+        self.numerics = numerics
+        self.learner = Learner(backbone, config)
+        self.progress: Progress
+        self.snapshot: Snapshot = base_snapshot(backbone, config.adapter.top_blocks)
+        self.unpublished: tuple[Manifest, dict[str, bytes]] | None = None
+        self.waiting_since: float | None = None  # an entry is there, its batch has no border
+        self.last_sample_at = time.monotonic()
+        self.samples_per_s = 0.0
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """
+        Learn until `stopping()` says so.
+
+        Raises:
+            StateError, OtherLog, Fenced, Diverged: learning must stop; serving goes on.
+        """
+        while not stopping():
+            try:
+                if self.stream.fence == 0 and not self._begin():
+                    time.sleep(_AWAY_S)
+                    continue
+                self._keep_up()
+                batch = self._next_batch()
+            except LogUnavailable as error:
+                log.warning("%s; trying again", error)
+                time.sleep(_AWAY_S)
+                continue
+            if batch is None:
+                continue
+            started = time.monotonic()
+            self._observe(batch)
+            self._publish_soon()
+            self._tune(batch)
+            self._measure(len(batch.samples), time.monotonic() - started)
+
+    # ③④ what comes next
+
+    def _begin(self) -> bool:
+        """Hold the log that belongs to the state; return False while another learner does."""
+        saved = self.state.restore(self.learner) if not hasattr(self, "progress") else self.progress
+        epoch = self._epoch_of(saved)
+        if saved is None:
+            saved = Progress(epoch, uuid.uuid4().hex, self.backbone.fingerprint, self.numerics)
+            with self.state.transaction():
+                self.state.save_progress(self.learner, saved)
+        self.progress = saved
+        if not self.stream.hold(epoch, saved.holder):
+            return False
+        self._resume()
+        self.stream.pause("")
+        return True
+
+    def _epoch_of(self, saved: Progress | None) -> str:
+        """Return the epoch to learn from; the log must be the one that the state came from."""
+        found = self.stream.state()
+        if saved is None:
+            if found is not None and found.done > 0:
+                raise StateError(
+                    f"the log was already learnt up to entry {found.done}, but there is no state; "
+                    "restore the state file, or begin anew with another namespace"
+                )
+            return self.stream.create()
+        if found is None:
+            raise StateError("the log is empty, but the state is not; restore the log")
+        if found.epoch != saved.epoch:
+            raise OtherLog("the log is another one than the state was learnt from")
+        if found.seq < saved.cursor:
+            raise StateError(
+                f"the log ends at entry {found.seq}, behind the state's {saved.cursor}: accepted "
+                "samples were lost; restore the newest copy of the log"
+            )
+        if found.done > saved.cursor:
+            raise StateError(
+                f"the log was trimmed up to {found.done}, the state ends at {saved.cursor}; "
+                "restore a newer copy of the state"
+            )
+        return saved.epoch
+
+    def _resume(self) -> None:
+        """Bring the head and the snapshot to the committed state."""
+        head_version, head_digest = self.publisher.head()
+        parts = evidence_parts(self.learner, self.fusion, changed=None, refreshed=True)
+        parts |= self.state.adapter_parts(self.progress.parts)
+        if self.progress.version == 0:
+            if head_version:
+                raise Diverged("versions were published that the state does not know; restore it")
+            return
+        manifest = replace(
+            next_manifest(self.learner, self.progress, parts, cursor=self.progress.cursor),
+            version=self.progress.version,
+            parent=self.progress.parent,
+        )
+        if manifest.digest != self.progress.digest:
+            # The same sums give other bits here: another CPU, torch or setting. Serve what this
+            # machine computes as a version of its own, so that head and state agree again.
+            log.warning(
+                "bits differ from version %d (made with %s, now %s); going on with a new version",
+                self.progress.version,
+                self.progress.numerics,
+                self.numerics,
+            )
+            if head_version == self.progress.version:
+                manifest = next_manifest(
+                    self.learner, self.progress, parts, cursor=self.progress.cursor
+                )
+            self._advance(manifest)
+            self.progress.numerics = self.numerics
+            with self.state.transaction():
+                self.state.save_progress(self.learner, self.progress)
+        contents = {digest_of(part): part for part in parts.values()}
+        self.snapshot = build_snapshot(self.backbone, manifest, contents, self.snapshot)
+        if (head_version, head_digest) != (manifest.version, manifest.digest):
+            self.unpublished = (manifest, contents)
+
+    def _keep_up(self) -> None:
+        """Renew the lease; publish and trim what is committed and not yet so."""
+        self.stream.hold(self.progress.epoch, self.progress.holder)
+        if self.unpublished is None:
+            return
+        manifest, contents = self.unpublished
+        missing = self.publisher.missing(sorted(set(manifest.parts.values())))
+        self.publisher.store({digest: contents[digest] for digest in missing})
+        self.publisher.publish(manifest, self.state.dead_letters(manifest.version))
+        self.publisher.collect(manifest.version)
+        self.stream.trim(self.progress.cursor, self.pace.id_window)
+        self.unpublished = None
+        self._report()
+
+    def _next_batch(self) -> Batch | None:
+        """Return the next batch, or None after a wait in which its border did not come."""
+        entries = self.stream.read(self.progress.cursor, self.pace.batch_size)
+        whole = cut(entries, self.pace.batch_size)
+        now = time.monotonic()
+        if whole is not None:
+            self.waiting_since = None
+            self.last_sample_at = now
+            return parse(whole, size=self.backbone.pixels.size, name_fits=self.backbone.name_fits)
+        if not entries:
+            self.waiting_since = None
+            if self.progress.adapter_moved and now - self.last_sample_at > self.pace.adapter_idle_s:
+                self.stream.append_control(EntryKind.ADAPTER, self.progress.cursor)
+            else:
+                self.stream.wait(self.progress.cursor, _IDLE_MS)
+            return None
+        self.waiting_since = self.waiting_since or now
+        left_s = self.waiting_since + self.pace.linger_s - now
+        last_seq = entries[-1].seq
+        if left_s > 0:
+            self.stream.wait(last_seq, int(left_s * 1000) + 1)
+        else:
+            self.stream.append_control(EntryKind.CUT, last_seq)
+        return None
+
+    # ⑤⑥⑦ what it changes
+
+    def _observe(self, batch: Batch) -> None:
+        """The evidence clock: sums and buffer, one commit, one version."""
+        observation = self.learner.observe(batch.samples, self.snapshot)
+        changed = [row.class_index for row in observation.rows]
+        parts = evidence_parts(
+            self.learner, self.fusion, changed=changed, refreshed=observation.refreshed
+        )
+        manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
+        self._advance(manifest)
+        if observation.refreshed:
+            self.progress.factor_batch = self.learner.batch
+        with self.state.transaction():
+            self.state.save_observation(self.learner, observation)
+            self.state.save_dead(batch.dead, manifest.version)
+            self.state.save_progress(self.learner, self.progress)
+        self._exchange(manifest, parts)
+
+    def _tune(self, batch: Batch) -> None:
+        """The adapter clock: SIT steps, one commit, and now and then a version."""
+        losses = self.learner.tune()
+        if losses:
+            log.debug("batch %d: SIT loss %s", self.learner.batch, losses)
+        self.progress.adapter_moved |= bool(losses)
+        since = self.learner.batch - self.progress.adapter_batch
+        due = batch.publishes_adapter or since >= self.pace.adapter_every_batches
+        parts = adapter_parts(self.learner) if due and self.progress.adapter_moved else {}
+        manifest = None
+        if parts:
+            manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
+            self._advance(manifest)
+            self.progress.adapter_batch = self.learner.batch
+            self.progress.adapter_moved = False
+        with self.state.transaction():
+            self.state.save_tuning(self.learner)
+            self.state.save_adapter(parts)
+            self.state.save_progress(self.learner, self.progress)
+        if manifest is not None:
+            self._publish_before_next()
+            self._exchange(manifest, parts)
+
+    def _advance(self, manifest: Manifest) -> None:
+        self.progress.parent = manifest.parent
+        self.progress.version = manifest.version
+        self.progress.digest = manifest.digest
+        self.progress.parts = dict(manifest.parts)
+        self.progress.cursor = manifest.learned_through
+
+    def _exchange(self, manifest: Manifest, parts: dict[str, bytes]) -> None:
+        contents = {digest_of(part): part for part in parts.values()}
+        self.snapshot = build_snapshot(self.backbone, manifest, contents, self.snapshot)
+        self.unpublished = (manifest, contents)
+
+    def _publish_soon(self) -> None:
+        """Publish before tuning, so that an answer knows the sample at once."""
+        try:
+            self._keep_up()
+        except LogUnavailable as error:
+            log.warning("%s; version %d is published later", error, self.progress.version)
+
+    def _publish_before_next(self) -> None:
+        """Wait until the version before is published: versions follow each other."""
+        while self.unpublished is not None:
+            try:
+                self._keep_up()
+            except LogUnavailable:
+                time.sleep(_AWAY_S)
+
+    def _measure(self, samples: int, seconds: float) -> None:
+        if samples:
+            rate = samples / max(seconds, 1e-6)
+            self.samples_per_s = (
+                rate if not self.samples_per_s else (0.9 * self.samples_per_s + 0.1 * rate)
+            )
+
+    def _report(self) -> None:
+        learner, prequential = self.learner, self.learner.prequential
+        self.stream.report(
+            {
+                "version": self.progress.version,
+                "learned_through": self.progress.cursor,
+                "batch": learner.batch,
+                "samples": learner.samples,
+                "classes": len(learner.class_names),
+                "exemplars": len(learner.replay),
+                "exemplar_bytes": learner.replay.bytes,
+                "prequential_accuracy": prequential.accuracy,
+                "prequential_accuracy_recent": prequential.recent_accuracy,
+                "prequential_samples": prequential.scored,
+                "samples_per_s": round(self.samples_per_s, 2),
+                "adapter_batch": self.progress.adapter_batch,
+                "numerics": self.numerics,
+            }
+        )

@@ -1,0 +1,80 @@
+"""State → parts and manifest of the next version. ⑦"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from everlens.artifact import Manifest, digest_of
+from everlens.model.fusion import Fusion
+from everlens.model.parts import (
+    CHUNK,
+    chunks_of,
+    encode_adapter,
+    encode_adapter_classes,
+    encode_classes,
+    encode_evidence,
+    encode_factor,
+    encode_fusion,
+)
+from worker.commit import Progress
+from worker.learn.learner import Learner
+
+
+def evidence_parts(
+    learner: Learner, fusion: Fusion, *, changed: Iterable[int] | None, refreshed: bool
+) -> dict[str, bytes]:
+    """
+    Return the parts of the evidence that a batch changed, by name.
+
+    Args:
+        changed: indices of the classes that got samples; None makes every part, as a start does.
+        refreshed: whether the shared factor is a new one.
+    """
+    parts = {"fusion": encode_fusion(fusion)}
+    if learner.sums is None or learner.factor is None:
+        return parts
+    if refreshed or changed is None:
+        parts["evidence/factor"] = encode_factor(learner.factor)
+    touched = None if changed is None else {index // CHUNK for index in changed}
+    mean_CD = learner.sums.mean_CD()
+    for number, span in chunks_of(len(learner.class_names)):
+        if touched is not None and number not in touched:
+            continue
+        parts[f"evidence/{number}"] = encode_evidence(mean_CD[span], learner.sums.count_C[span])
+        parts[f"classes/{number}"] = encode_classes(
+            learner.class_names[span], torch.stack(learner.text_vectors[span])
+        )
+    return parts
+
+
+def adapter_parts(learner: Learner) -> dict[str, bytes]:
+    """Return the parts of the adapter as it is now, with its own closed form; empty if none."""
+    head = learner.fit_adapter_head()
+    if head is None:
+        return {}
+    parts = {
+        "adapter": encode_adapter(learner.tuner.adapter(), learner.config.adapter),
+        "adapter/factor": encode_factor(head.factor_DD),
+    }
+    for number, span in chunks_of(len(head.count_C)):
+        parts[f"adapter/{number}"] = encode_adapter_classes(
+            head.mean_CD[span], head.count_C[span], learner.adapter_text(span)
+        )
+    return parts
+
+
+def next_manifest(
+    learner: Learner, progress: Progress, parts: dict[str, bytes], *, cursor: int
+) -> Manifest:
+    """Return the manifest of the version after `progress`, with these parts exchanged."""
+    return Manifest(
+        version=progress.version + 1,
+        parent=progress.digest,
+        fingerprint=progress.fingerprint,
+        learned_through=cursor,
+        samples=learner.samples,
+        classes=len(learner.class_names),
+        parts={**progress.parts, **{name: digest_of(part) for name, part in parts.items()}},
+    )
