@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -28,19 +27,21 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     arguments = _parser().parse_args(words)
     try:
+        settings = load_settings()
+        url = getattr(arguments, "url", None) or base_url(settings.host, settings.port)
         match arguments.command:
             case "up":
-                return up(load_settings())
+                return up(settings)
             case "demo":
                 return demo(
-                    arguments.url,
+                    url,
                     pictures=arguments.folder,
                     per_class=arguments.per_class,
                     classes=arguments.classes,
                     console=Console(highlight=False),
                 )
             case _:
-                return status(arguments.url, Console(highlight=False))
+                return status(url, Console(highlight=False))
     except ApiError as error:
         print(f"everlens: {_with_help(error)}", file=sys.stderr)
         return EXIT_FAILED
@@ -74,20 +75,27 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser(
         "demo",
         help="teach it real pictures class by class, and see what each class changes",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     shown.add_argument(
         "--folder", type=Path, help="a folder with a folder a class; else scikit-learn's digits"
     )
     shown.add_argument(
-        "--per-class", type=_positive, default=8, metavar="N", help="labels sent for each class"
+        "--per-class",
+        type=_positive,
+        default=15,
+        metavar="N",
+        help="labels sent for each class (default 15)",
     )
     shown.add_argument(
-        "--classes", type=_positive, default=10, metavar="N", help="classes taught at most"
+        "--classes",
+        type=_positive,
+        default=10,
+        metavar="N",
+        help="classes taught at most (default 10)",
     )
     told = commands.add_parser("status", help="say where learning and serving stand")
     for command in (shown, told):
-        command.add_argument("--url", default=_own_url(), help=f"of the service (default {URL})")
+        command.add_argument("--url", help=f"of the service (default {URL})")
     return parser
 
 
@@ -98,22 +106,23 @@ def _positive(word: str) -> int:
     return number
 
 
-def _own_url() -> str:
-    """Return where `everlens up` would serve with this environment."""
-    settings = load_settings()
-    return base_url(settings.host, settings.port)
-
-
 def status(url: str, console: Console) -> int:
     """Print where learning and serving stand; return 1 when it does not answer queries."""
     with Client(url, patience_s=5.0) as client:
         ready = client.ready()
         learning = client.learning()
         classes = client.classes()
+    rows: dict[str, object] = {
+        "service": f"{url}, {'ready' if ready else 'not ready'}",
+        "version": learning.version,
+        "learnt": f"{learning.learned_through} of {learning.accepted_through} entries",
+        "classes": len(classes),
+        "labels": sum(known.samples for known in classes),
+    }
+    if learning.paused:
+        rows["paused"] = learning.paused
     table = Table(show_header=False, box=None)
-    table.add_row("service", f"{url} {'ready' if ready else 'not ready'}")
-    table.add_row("classes", str(len(classes)))
-    for name, value in learning.items():
+    for name, value in (rows | learning.learner).items():
         table.add_row(name.replace("_", " "), str(value))
     console.print(table)
     return 0 if ready else EXIT_FAILED

@@ -12,13 +12,15 @@ restart is harmless: it is accepted once.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -26,6 +28,9 @@ from numpy.typing import NDArray
 
 from everlens.errors import EverlensError
 from everlens.pixels import encode_pixels
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 URL = "http://127.0.0.1:8000"
 _REPLY_S = 60.0
@@ -100,6 +105,39 @@ class SampleState:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownClass:
+    """A class that was learnt, and from how many labels."""
+
+    label: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One published version; `published_at` in seconds since 1970."""
+
+    version: int
+    published_at: int
+    learned_through: int
+    samples: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """How far learning is. `learner` holds the worker's own figures, for people."""
+
+    version: int
+    learned_through: int
+    accepted_through: int
+    paused: str | None
+    learner: dict[str, Any]
+
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
 class Client:
     """Talks to one service; may be used by several threads at once."""
 
@@ -165,8 +203,8 @@ class Client:
         if labels is not None:
             body["labels"] = list(labels)
         fields = self._send("POST", "/classify", json=body)
-        predictions = tuple(Prediction(**line) for line in fields.pop("predictions"))
-        return Answer(predictions=predictions, **fields)
+        lines = tuple(_take(Prediction, line) for line in fields["predictions"])
+        return _take(Answer, fields | {"predictions": lines})
 
     def learn(
         self, image: Image, label: str, *, id: str | None = None, text: str | None = None
@@ -184,7 +222,7 @@ class Client:
             ApiError: with the service's own words. Status 409: the id was used with another body.
         """
         fields = self._send("POST", "/samples", json=_sample(image, label, id, text))
-        return Receipt(**fields)
+        return _take(Receipt, fields)
 
     def learn_many(self, samples: Iterable[tuple[Image, str]]) -> Iterator[Receipt]:
         """
@@ -194,20 +232,19 @@ class Client:
             ApiError: of the first request that is refused; earlier receipts hold.
         """
         for chunk in _chunks(_sample(image, label, None, None) for image, label in samples):
-            answer = self._send("POST", "/samples", json=chunk)
-            for fields in answer["samples"]:
-                yield Receipt(**fields)
+            for fields in self._send("POST", "/samples", json=chunk):
+                yield _take(Receipt, fields)
 
-    def sample(self, sample: str | int) -> SampleState:
+    def sample(self, sample_id: str) -> SampleState:
         """
-        Return what became of a sample, by its id or seq.
+        Return what became of a sample.
 
         Raises:
             ApiError: 404 when it is not known (any more).
         """
-        return SampleState(**self._send("GET", f"/samples/{sample}"))
+        return _take(SampleState, self._send("GET", f"/samples/{quote(sample_id, safe='')}"))
 
-    def wait(self, sample: str | int, *, within_s: float = 60.0) -> SampleState:
+    def wait(self, sample_id: str, *, within_s: float = 60.0) -> SampleState:
         """
         Return when a sample was learnt, or is dead.
 
@@ -216,27 +253,25 @@ class Client:
         """
         deadline = time.monotonic() + within_s
         while True:
-            state = self.sample(sample)
-            if state.version is not None or state.reason is not None:
+            state = self.sample(sample_id)
+            if state.status != "accepted":
                 return state
             if time.monotonic() > deadline:
-                raise ApiError(504, "Not learnt in time", f"{sample} waits since {within_s:g} s")
+                raise ApiError(504, "Not learnt in time", f"{sample_id} waits since {within_s:g} s")
             time.sleep(_POLL_S)
 
-    def classes(self) -> list[dict[str, Any]]:
-        """Return one record for each learnt class."""
-        answer: list[dict[str, Any]] = self._send("GET", "/classes")["classes"]
-        return answer
+    def classes(self) -> list[KnownClass]:
+        """Return the learnt classes, in the order of their first sample."""
+        return [_take(KnownClass, fields) for fields in self._send("GET", "/classes")["classes"]]
 
-    def versions(self) -> list[dict[str, Any]]:
-        """Return one record for each remembered version, the newest first."""
-        answer: list[dict[str, Any]] = self._send("GET", "/versions")["versions"]
-        return answer
+    def versions(self) -> list[VersionRecord]:
+        """Return the newest hundred published versions, the newest first."""
+        records = self._send("GET", "/versions")["versions"]
+        return [_take(VersionRecord, fields) for fields in records]
 
-    def learning(self) -> dict[str, Any]:
+    def learning(self) -> Learning:
         """Return how far learning is, and how well it does."""
-        answer: dict[str, Any] = self._send("GET", "/learning")
-        return answer
+        return _take(Learning, self._send("GET", "/learning"))
 
     def ready(self) -> bool:
         """Return whether the service answers queries; False also where it cannot be reached."""
@@ -261,6 +296,11 @@ class Client:
             if wait_s is None or time.monotonic() + wait_s > deadline:
                 raise _problem(response)
             time.sleep(wait_s)
+
+
+def _take(kind: type[Record], fields: Mapping[str, Any]) -> Record:
+    """Return a record of the fields that it has; a newer service may say more."""
+    return kind(**{f.name: fields[f.name] for f in dataclasses.fields(kind) if f.name in fields})
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,7 +23,7 @@ from rich.table import Table
 from everlens.client import Client, Image
 from everlens.errors import SettingsError
 
-HELD_OUT = 6  # pictures of each class that are asked for and never taught
+HELD_OUT = 8  # pictures of each class that are asked for and never taught
 SIZE = 128  # of a digit, from the 8 pixels that it has
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _SEED = 0
@@ -43,21 +46,20 @@ def digits(per_class: int, classes: int) -> list[ClassPictures]:
 
     scans = load_digits()
     order = np.random.default_rng(_SEED).permutation(len(scans.target))
-    return [
-        _split(
-            f"digit {name}",
-            [_enlarged(scans.images[i]) for i in order if scans.target[i] == digit][
-                : per_class + HELD_OUT
-            ],
-            per_class,
+    found = []
+    for digit, name in enumerate(_DIGITS[:classes]):
+        chosen = [i for i in order if scans.target[i] == digit][: HELD_OUT + per_class]
+        pictures = [_enlarged(scans.images[i]) for i in chosen]
+        found.append(
+            ClassPictures(f"digit {name}", tuple(pictures[HELD_OUT:]), tuple(pictures[:HELD_OUT]))
         )
-        for digit, name in enumerate(_DIGITS[:classes])
-    ]
+    return found
 
 
-def _enlarged(scan: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Image:
-    grey = (255 - scan * (255 / 16)).astype(np.uint8)
-    return np.kron(grey, np.ones((SIZE // 8, SIZE // 8), dtype=np.uint8))
+def _enlarged(scan: NDArray[np.float64]) -> Image:
+    # Smoothly: the edges of enlarged pixels would be all that a photograph's model sees.
+    grey = PIL.Image.fromarray((255 - scan * (255 / 16)).astype(np.uint8))
+    return grey.resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
 
 
 def folder(root: Path, per_class: int, classes: int) -> list[ClassPictures]:
@@ -74,22 +76,16 @@ def folder(root: Path, per_class: int, classes: int) -> list[ClassPictures]:
         files = sorted(f for f in place.iterdir() if f.suffix.lower() in SUFFIXES)
         random.Random(f"{_SEED} {place.name}").shuffle(files)
         if len(files) > 1:
-            found.append(_split(place.name.replace("_", " "), files, per_class))
+            # Where there are few, a third is held out, and at least one is taught.
+            held_out = max(1, min(HELD_OUT, len(files) // 3))
+            taught = files[held_out : held_out + per_class]
+            name = place.name.replace("_", " ")
+            found.append(ClassPictures(name, tuple(taught), tuple(files[:held_out])))
     if not found:
         raise SettingsError(
             f"{root} holds no folder with two or more pictures ({', '.join(sorted(SUFFIXES))})"
         )
     return found[:classes]
-
-
-def _split(name: str, pictures: list[Image] | list[Path], per_class: int) -> ClassPictures:
-    # At least one of each; where there are few, a third is held out.
-    held_out = max(1, min(HELD_OUT, len(pictures) // 3))
-    return ClassPictures(
-        name=name,
-        taught=tuple(pictures[held_out : held_out + per_class]),
-        held_out=tuple(pictures[:held_out]),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,43 +100,45 @@ class Step:
     version: int
 
 
-def teach(client: Client, classes: list[ClassPictures], progress: Progress) -> list[Step]:
-    """
-    Teach the classes one after the other and return what each changed.
+class Lesson:
+    """Teaches classes one after the other and measures what each changes."""
 
-    Raises:
-        ApiError: the service refused a picture, or went away.
-    """
-    asked = sum(2 * len(c.held_out) * (len(classes) - i) for i, c in enumerate(classes))
-    bar = progress.add_task("", total=asked + sum(len(c.taught) for c in classes))
-    steps = []
-    with ThreadPoolExecutor(_ASKING_AT_ONCE) as pool:
+    def __init__(self, client: Client, pool: ThreadPoolExecutor, done: Callable[[], None]) -> None:
+        self.client = client
+        self.pool = pool
+        self.done = done  # called after each picture, asked or taught
 
-        def accuracy(seen: list[ClassPictures], version: int | None = None) -> float:
-            names = [each.name for each in seen]
+    def teach(self, new: ClassPictures, known: Sequence[ClassPictures]) -> Step:
+        """
+        Teach one class and return what it changed.
 
-            def right(picture: Image, name: str) -> bool:
-                answer = client.classify(picture, names, top=1, version=version)
-                progress.advance(bar)
-                return answer.best.label == name
+        Raises:
+            ApiError: the service refused a picture, or went away.
+        """
+        seen = [*known, new]
+        before = self._accuracy(seen)
+        began = time.monotonic()
+        receipts = []
+        for receipt in self.client.learn_many((picture, new.name) for picture in new.taught):
+            receipts.append(receipt)
+            self.done()
+        version = self.client.wait(receipts[-1].id).version or 0
+        learnt_in_s = time.monotonic() - began
+        return Step(
+            new.name, len(receipts), before, self._accuracy(seen), learnt_in_s, version=version
+        )
 
-            questions = [(picture, each.name) for each in seen for picture in each.held_out]
-            answers = list(pool.map(right, *zip(*questions, strict=True)))
-            return sum(answers) / len(answers)
+    def _accuracy(self, seen: Sequence[ClassPictures]) -> float:
+        names = [each.name for each in seen]
 
-        for number, new in enumerate(classes, start=1):
-            progress.update(bar, description=new.name)
-            before = accuracy(classes[:number])
-            began = time.monotonic()
-            receipts = []
-            for receipt in client.learn_many((picture, new.name) for picture in new.taught):
-                receipts.append(receipt)
-                progress.advance(bar)
-            version = client.wait(receipts[-1].id).version or 0
-            learnt_in_s = time.monotonic() - began
-            after = accuracy(classes[:number])
-            steps.append(Step(new.name, len(receipts), before, after, learnt_in_s, version))
-    return steps
+        def is_right(question: tuple[Image, str]) -> bool:
+            picture, name = question
+            answer = self.client.classify(picture, names, top=1)
+            self.done()
+            return answer.best.label == name
+
+        questions = [(picture, each.name) for each in seen for picture in each.held_out]
+        return sum(self.pool.map(is_right, questions)) / len(questions)
 
 
 def demo(url: str, *, pictures: Path | None, per_class: int, classes: int, console: Console) -> int:
@@ -153,7 +151,8 @@ def demo(url: str, *, pictures: Path | None, per_class: int, classes: int, conso
     known = folder(pictures, per_class, classes) if pictures else digits(per_class, classes)
     console.print(
         f"{len(known)} classes, up to {per_class} labels each, asked about "
-        f"{sum(len(each.held_out) for each in known)} other pictures"
+        f"{sum(len(each.held_out) for each in known)} other pictures",
+        soft_wrap=True,
     )
     progress = Progress(
         TextColumn("{task.description}"),
@@ -162,15 +161,29 @@ def demo(url: str, *, pictures: Path | None, per_class: int, classes: int, conso
         TimeElapsedColumn(),
         console=console,
     )
-    with Client(url) as client, progress:
-        steps = teach(client, known, progress)
+    steps: list[Step] = []
+    with Client(url) as client:
+        client.learning()  # a service that is not there is said before a bar is drawn
+    with Client(url) as client, progress, ThreadPoolExecutor(_ASKING_AT_ONCE) as pool:
+        bar = progress.add_task("", total=_pictures(known))
+        lesson = Lesson(client, pool, lambda: progress.advance(bar))
+        for number, new in enumerate(known):
+            progress.update(bar, description=new.name)
+            steps.append(lesson.teach(new, known[:number]))
     console.print(_table(steps))
     last = steps[-1]
     console.print(
         f"{len(steps)} classes known: {last.after:.0%} of the held-out pictures are named right. "
-        f"`everlens status` shows where it stands."
+        "`everlens status` shows where it stands.",
+        soft_wrap=True,
     )
     return 0
+
+
+def _pictures(classes: Sequence[ClassPictures]) -> int:
+    """Return how many are sent in all: those taught, and those asked for before and after."""
+    asked = sum(2 * len(c.held_out) * (len(classes) - i) for i, c in enumerate(classes))
+    return asked + sum(len(c.taught) for c in classes)
 
 
 def _table(steps: list[Step]) -> Table:

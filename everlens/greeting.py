@@ -47,9 +47,9 @@ def greeting(url: str) -> list[str]:
         "Ask what a picture shows:",
         curl_line(f"{url}/classify", picture, names),
         "Teach it a name of your own:",
-        curl_line(f"{url}/samples", picture, {"label": ["Chelsea"]}),
-        "Ask again (without names: among all that it has learnt):",
-        curl_line(f"{url}/classify", picture, {}),
+        curl_line(f"{url}/samples", picture, {"label": ["Chelsea"], "id": ["chelsea-1"]}),
+        "Ask again, among all that it has learnt by then:",
+        curl_line(f"{url}/classify", picture, {"wait_for": ["chelsea-1"]}),
         "",
         "`everlens demo` in a second terminal shows it learn; Ctrl-C here stops everything.",
     ]

@@ -9,7 +9,6 @@ them outlives this process, however it ends.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import sys
@@ -22,12 +21,10 @@ from typing import NoReturn
 from rich.console import Console
 
 import everlens
-from everlens.bus.connect import connect
-from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
-from everlens.bus.stream import Stream
-from everlens.errors import BusError, ServerError, SettingsError
+from everlens.errors import ServerError, SettingsError
 from everlens.greeting import base_url, greeting, without_password
+from everlens.health import learner_present, service_ready
 from everlens.program import GaveUp, Program
 from everlens.settings import Settings
 from everlens.tenure import check_port, hold_directory
@@ -132,7 +129,7 @@ class Launcher:
         began = time.monotonic()
         reported = began
         with self._spinner("loading the model"):
-            while not (self._service_ready() and (self._log_exists() or self._worker_ended())):
+            while not self._ready():
                 self._tend()
                 time.sleep(_LOOK_S)
                 now = time.monotonic()
@@ -150,30 +147,13 @@ class Launcher:
         with self.console.status(text):
             yield
 
-    def _service_ready(self) -> bool:
-        host, port = self._base_url().removeprefix("http://").rsplit(":", 1)
-        asked = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=2)
-        try:
-            asked.request("GET", "/readyz")
-            return asked.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
+    def _ready(self) -> bool:
+        if not service_ready(self._base_url()):
             return False
-        finally:
-            asked.close()
-
-    def _log_exists(self) -> bool:
-        """Whether the worker has begun its log, so that a sample sent now is accepted."""
-        url = self.server.url if self.server else self.settings.redis_url
-        client = connect(url)
-        try:
-            return Stream(client, Keys(self.settings.namespace)).state() is not None
-        except BusError:
-            return False
-        finally:
-            client.close()
-
-    def _worker_ended(self) -> bool:
-        return any(program.ended for program in self.programs)
+        if any(program.ended for program in self.programs):
+            return True
+        redis_url = self.server.url if self.server else self.settings.redis_url
+        return learner_present(redis_url, self.settings.namespace)
 
     def _base_url(self) -> str:
         return base_url(self.settings.host, self.settings.port)

@@ -42,7 +42,7 @@ def hold_directory(directory: Path) -> int:
             if _lives(owner) or time.monotonic() > deadline:
                 os.close(lock)
                 raise SettingsError(
-                    f"everlens (process {owner or 'unknown'}) already uses {directory}; stop it, "
+                    f"process {owner or 'unknown'} already uses {directory}; stop it (Ctrl-C), "
                     "or set EVERLENS_DATA_DIR to another directory"
                 ) from None
             time.sleep(0.05)

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import signal
 import sys
-from types import FrameType
+from threading import Event
 
 from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
@@ -120,14 +120,9 @@ def make_loop(settings: Settings) -> Loop:
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    stopping = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stopping = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     try:
         settings = load_settings()
         if not settings.redis_url:
@@ -144,7 +139,7 @@ def main() -> int:
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)
     try:
-        loop.run(lambda: stopping)
+        loop.run(stopping.is_set)
     except (StateError, OtherLog, Fenced, Diverged) as error:
         print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, Fenced):

@@ -76,6 +76,8 @@ class Progress:
     factor_batch: int = 0  # when the shared factor was made
     adapter_batch: int = 0  # when the adapter was published last
     adapter_moved: bool = False  # since then
+    adapter_due: bool = False  # the last batch asks for its publication
+    untuned: bool = False  # the last batch was observed, its SIT steps were not committed
 
 
 class StateFile:
@@ -312,9 +314,10 @@ class StateFile:
         return 0 if row is None else int(row[0])
 
     def _exemplars(self, table: str, order: str) -> Iterator[Exemplar]:
-        for seq, class_index, text, image, trunk in self.db.execute(
-            f"SELECT seq, class_index, text, image, trunk FROM {table} ORDER BY {order}"
-        ):
+        rows = self.db.execute(
+            f"SELECT seq, class_index, text, image, trunk FROM {table} ORDER BY {order}"  # noqa: S608 - both are our own words
+        )
+        for seq, class_index, text, image, trunk in rows:
             yield Exemplar(seq, class_index, text, image, _tensors(trunk, f"exemplar {seq}")["x"])
 
 

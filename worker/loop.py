@@ -98,7 +98,7 @@ class Loop:
             started = time.monotonic()
             self._observe(batch)
             self._publish_soon()
-            self._tune(batch)
+            self._tune()
             self._measure(len(batch.samples), time.monotonic() - started)
 
     # ③④ what comes next
@@ -115,6 +115,8 @@ class Loop:
         if not self.stream.hold(epoch, saved.holder):
             return False
         self._resume()
+        if self.progress.untuned:
+            self._tune()
         self.stream.pause("")
         return True
 
@@ -232,33 +234,40 @@ class Loop:
         self._advance(manifest)
         if observation.refreshed:
             self.progress.factor_batch = self.learner.batch
+        since = self.learner.batch - self.progress.adapter_batch
+        self.progress.untuned = True
+        self.progress.adapter_due = (
+            batch.publishes_adapter or since >= self.pace.adapter_every_batches
+        )
         with self.state.transaction():
             self.state.save_observation(self.learner, observation)
             self.state.save_dead(batch.dead, manifest.version)
             self.state.save_progress(self.learner, self.progress)
         self._exchange(manifest, parts)
 
-    def _tune(self, batch: Batch) -> None:
+    def _tune(self) -> None:
         """The adapter clock: SIT steps, one commit, and now and then a version."""
         losses = self.learner.tune()
         if losses:
             log.debug("batch %d: SIT loss %s", self.learner.batch, losses)
-        self.progress.adapter_moved |= bool(losses)
-        since = self.learner.batch - self.progress.adapter_batch
-        due = batch.publishes_adapter or since >= self.pace.adapter_every_batches
-        parts = adapter_parts(self.learner) if due and self.progress.adapter_moved else {}
+        progress = self.progress
+        progress.untuned = False
+        progress.adapter_moved |= bool(losses)
+        due = progress.adapter_due and progress.adapter_moved
+        parts = adapter_parts(self.learner) if due else {}
         manifest = None
         if parts:
-            manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
+            # The state may be one version ahead of the head, never two: that one must be out.
+            self._publish_before_next()
+            manifest = next_manifest(self.learner, progress, parts, cursor=progress.cursor)
             self._advance(manifest)
-            self.progress.adapter_batch = self.learner.batch
-            self.progress.adapter_moved = False
+            progress.adapter_batch = self.learner.batch
+            progress.adapter_moved = False
         with self.state.transaction():
             self.state.save_tuning(self.learner)
             self.state.save_adapter(parts)
-            self.state.save_progress(self.learner, self.progress)
+            self.state.save_progress(self.learner, progress)
         if manifest is not None:
-            self._publish_before_next()
             self._exchange(manifest, parts)
 
     def _advance(self, manifest: Manifest) -> None:
@@ -281,7 +290,7 @@ class Loop:
             log.warning("%s; version %d is published later", error, self.progress.version)
 
     def _publish_before_next(self) -> None:
-        """Wait until the version before is published: versions follow each other."""
+        """Return when the last committed version is the head."""
         while self.unpublished is not None:
             try:
                 self._keep_up()

@@ -169,6 +169,7 @@ class Follower:
             content = await self.client.get(self.keys.manifest(version))
         if content is None:
             raise PartError(f"the manifest of version {version} is no longer stored")
+        assert isinstance(content, bytes)  # connections do not decode
         manifest = decode_manifest(content, digest)
         if manifest.version != version:
             raise PartError(f"the manifest under {version} says it is version {manifest.version}")
@@ -182,7 +183,9 @@ class Follower:
             PartError: missing, too large or damaged.
         """
         with reaching_the_log():
-            return check_part(await self.client.get(self.keys.part(digest)), digest)
+            content = await self.client.get(self.keys.part(digest))
+        assert not isinstance(content, str)  # connections do not decode
+        return check_part(content, digest)
 
     async def lineage(self) -> list[dict[str, Any]]:
         """Return one record for each remembered version, the newest first."""
@@ -196,12 +199,12 @@ class Follower:
         return sorted(records, key=lambda record: -record["version"])
 
 
-def _parse_head(head: bytes | None) -> tuple[int, str]:
+def _parse_head(head: bytes | str | None) -> tuple[int, str]:
     if head is None:
         return 0, ""
-    version, _, digest = head.decode().partition(" ")
+    version, _, digest = text(head).partition(" ")
     return int(version), digest
 
 
-def _part_digests(manifest: bytes) -> set[str]:
+def _part_digests(manifest: bytes | str) -> set[str]:
     return set(json.loads(manifest)["parts"].values())

@@ -53,7 +53,8 @@ class Backbone:
         templates: prompts with one `{}`; their embeddings are averaged.
         top_blocks: how many blocks an adapter bends unless the settings say otherwise.
         kappa: of the fusion; the better zero-shot is, the more labels outweigh it.
-        fingerprint: SHA-256 over the weights and everything above that changes an answer.
+        fingerprint: SHA-256 over the weights, what the modules do with them, and everything above
+            that changes an answer.
     """
 
     name: str
@@ -93,14 +94,11 @@ class Backbone:
         return functional.normalize(functional.normalize(embedding_TE, dim=-1).mean(dim=0), dim=-1)
 
     def name_fits(self, name: str) -> bool:
-        """Whether the name is short enough that the text tower reads all of it."""
-        longest = self.tokenize([self.templates[0].format(name)])
-        return longest.shape[1] <= self.tokens_max
-
-    @property
-    def tokens_max(self) -> int:
-        """Length of the text tower's context."""
-        return int(getattr(self.text_tower.stem, "positional_embedding", torch.empty(512)).shape[0])
+        """Whether the text tower reads every prompt of the name to its end, a token to spare."""
+        # Tokenizers cut silently: what is cut is the same however the text goes on.
+        prompts = [template.format(name) for template in self.templates]
+        pairs = [self.tokenize([prompt, f"{prompt} a"]) for prompt in prompts]
+        return not any(torch.equal(row, longer) for row, longer in pairs)
 
 
 def load_backbone(
@@ -119,8 +117,10 @@ def load_backbone(
         ModelError: one sentence that says what to do.
     """
     prompts = tuple(t.strip() for t in templates.split("|") if t.strip())
-    if any(prompt.count("{}") != 1 for prompt in prompts):
-        raise ModelError("each prompt of EVERLENS_TEMPLATES needs exactly one {} for the name")
+    if any(p.count("{}") != 1 or {"{", "}"} & set(p.replace("{}", "")) for p in prompts):
+        raise ModelError(
+            "each prompt of EVERLENS_TEMPLATES needs exactly one {} for the name, and no other brace"
+        )
     parts = _starter() if model == STARTER else _open_clip(model, pretrained)
     parts["templates"] = prompts or parts["templates"]
     for tower in (parts["image_tower"], parts["text_tower"]):
@@ -166,13 +166,12 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
     try:
         with _quiet():
             torch.manual_seed(0)  # only matters for `random`: both processes must agree
-            model, preprocess = (
-                open_clip.create_model_from_pretrained(
-                    name, pretrained=pretrained or None, return_transform=True
+            if random:
+                model = open_clip.create_model(name, load_weights=False)
+            else:
+                model = open_clip.create_model(
+                    name, pretrained=pretrained or None, require_pretrained=True
                 )
-                if not random
-                else (open_clip.create_model(name, load_weights=False), None)
-            )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip and the hub raise whatever they like
         reason = " ".join(str(error).split())[:200]
@@ -188,9 +187,9 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
         "name": f"{folder.name} {pretrained}".strip(),
         "image_tower": image,
         "text_tower": text,
-        "tokenize": _cut_tokenizer(tokenizer) if cuttable else _whole_tokenizer(tokenizer),
+        "tokenize": _tokenizer(tokenizer, text.stem.ends if cuttable else None),
         "pixels": _pixel_spec(model_name, cfg),
-        "logit_scale": float(model.logit_scale.exp()),
+        "logit_scale": float(model.logit_scale.detach().exp()),
         "templates": TEMPLATES,
         "top_blocks": min(TOP_BLOCKS, len(image.blocks)),
         "kappa": 4.0,
@@ -211,22 +210,27 @@ def _pixel_spec(model_name: str, cfg: dict[str, Any]) -> PixelSpec:
     )
 
 
-def _cut_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Tensor]:
-    """Behind a causal mask nothing after the end of the longest text can matter: cut it off."""
+def _tokenizer(
+    tokenizer: Any, ends: Callable[[Tensor], Tensor] | None
+) -> Callable[[Sequence[str]], Tensor]:
+    """
+    Return a function of texts alone.
+
+    Args:
+        tokenizer: of open_clip.
+        ends: where a causal text tower reads each text out: nothing after the end of the longest
+            can matter, and is cut off. None where all tokens matter.
+    """
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         tokens_BL: Tensor = tokenizer(list(texts))
-        return tokens_BL[:, : int(tokens_BL.argmax(dim=-1).max()) + 1]
+        return tokens_BL if ends is None else tokens_BL[:, : int(ends(tokens_BL).max()) + 1]
 
     return tokenize
 
 
-def _whole_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Tensor]:
-    def tokenize(texts: Sequence[str]) -> Tensor:
-        tokens_BL: Tensor = tokenizer(list(texts))
-        return tokens_BL
-
-    return tokenize
+# Attributes of modules that change what the same weights mean.
+_MEANINGS = ("heads", "num_heads", "eps", "approximate", "pool_type", "eos_id", "normalise_after")
 
 
 def _fingerprint(parts: dict[str, Any]) -> str:
@@ -234,6 +238,9 @@ def _fingerprint(parts: dict[str, Any]) -> str:
     about = [parts["logit_scale"], parts["templates"], repr(parts["pixels"])]
     digest.update(json.dumps(about).encode())
     for tower in (parts["image_tower"], parts["text_tower"]):
+        for name, module in tower.named_modules():
+            meanings = [getattr(module, meaning, None) for meaning in _MEANINGS]
+            digest.update(f"{name} {type(module).__name__} {meanings}".encode())
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -242,9 +249,9 @@ def _fingerprint(parts: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep open_clip's warnings and progress bars out of our own output."""
+    """Keep open_clip's log and progress bars out of our own output; what fails is raised too."""
     level = logging.getLogger().level
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -140,9 +140,10 @@ class TextStem(nn.Module):
         length = tokens_BL.shape[1]
         states_BLE = self.token_embedding(tokens_BL) + self.positional_embedding[:length]
         mask = None if self.causal_mask is None else self.causal_mask[:length, :length]
-        return Hidden(states_BLE, TextContext(mask, self._ends(tokens_BL)))
+        return Hidden(states_BLE, TextContext(mask, self.ends(tokens_BL)))
 
-    def _ends(self, tokens_BL: Tensor) -> Tensor:
+    def ends(self, tokens_BL: Tensor) -> Tensor:
+        """Return where each text is read out."""
         match self.pool_type:
             case "first":
                 return torch.zeros_like(tokens_BL[:, 0])
@@ -172,14 +173,17 @@ class TextHead(nn.Module):
 
 
 class WholeStem(nn.Module):
-    """A tower that we do not know how to cut."""
+    """A tower that we do not know how to cut; `method` is what it is called by."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, method: str = "forward") -> None:
         super().__init__()
         self.tower = tower
+        self.method = method
 
     def forward(self, inputs: Tensor) -> Hidden:
-        return Hidden(self.tower(inputs))
+        result = getattr(self.tower, self.method)(inputs)
+        # CoCa's towers give their tokens away beside the embedding.
+        return Hidden(result[0] if isinstance(result, tuple) else result)
 
 
 class WholeHead(nn.Module):
@@ -193,15 +197,20 @@ def image_tower(model: Any) -> Tower:
     """Return the image half of an open_clip model as a tower."""
     visual = model.visual
     kind = type(visual).__name__
+    # By name and not by what it has: timm's relatives of these two (EVA, FastViT) have attributes
+    # of the same names that mean something else. A custom pool gives no feature before the head.
+    timm_kind = type(visual.trunk).__name__ if kind == "TimmModel" else ""
+    if hasattr(getattr(visual, "head", None), "pool"):
+        timm_kind = ""
     if kind == "VisionTransformer" and visual.attn_pool is None and _stock(visual.transformer):
         blocks = [ResidualBlock(block) for block in visual.transformer.resblocks]
         return Tower(VitStem(visual), nn.ModuleList(blocks), VitHead(visual))
-    if kind == "TimmModel" and hasattr(visual.trunk, "_pos_embed"):
+    if timm_kind == "VisionTransformer":
         blocks_of = nn.ModuleList(PlainBlock(block) for block in visual.trunk.blocks)
         lower = ("patch_embed", "blocks", "norm")
         head = TimmHead(visual, visual.trunk.norm, lower)
         return Tower(TimmVitStem(visual.trunk), blocks_of, head)
-    if kind == "TimmModel" and hasattr(visual.trunk, "stages"):
+    if timm_kind == "ConvNeXt":
         parts = [
             part for stage in visual.trunk.stages for part in (stage.downsample, *stage.blocks)
         ]
@@ -217,12 +226,15 @@ def text_tower(model: Any) -> tuple[Tower, bool]:
     """Return the text half as a tower, and whether texts may be cut at the end of the longest."""
     text = getattr(model, "text", None)
     if text is None:  # CLIP keeps the parts of its text transformer on the model itself
+        if not _stock(model.transformer):
+            thin = WholeStem(_without(model, ("visual",)), "encode_text")
+            return Tower(thin, nn.ModuleList(), WholeHead()), False
         tower = Tower(
             TextStem(model, model.attn_mask, model.text_pool_type, model.text_eos_id),
             nn.ModuleList(ResidualBlock(block) for block in model.transformer.resblocks),
             TextHead(model),
         )
-        return tower, model.text_pool_type in {"argmax", "eos"}
+        return tower, _cuttable(model.attn_mask, model.text_pool_type)
     plain = type(text).__name__ == "TextTransformer" and text.cls_emb is None
     if plain and not text.use_pad_mask and _stock(text.transformer):
         tower = Tower(
@@ -230,8 +242,13 @@ def text_tower(model: Any) -> tuple[Tower, bool]:
             nn.ModuleList(ResidualBlock(block) for block in text.transformer.resblocks),
             TextHead(text),
         )
-        return tower, text.attn_mask is not None and text.pool_type in {"argmax", "eos"}
+        return tower, _cuttable(text.attn_mask, text.pool_type)
     return Tower(WholeStem(text), nn.ModuleList(), WholeHead()), False
+
+
+def _cuttable(causal_mask: Tensor | None, pool_type: str) -> bool:
+    """Whether nothing after the place where a text is read out can matter."""
+    return causal_mask is not None and pool_type in {"argmax", "eos"}
 
 
 def _stock(transformer: Any) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -186,7 +187,7 @@ class _Builder:
 
     def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
         """Return the loaded chunks `prefix/0`, `prefix/1`, …, all but the last of full length."""
-        loaded = []
+        loaded: list[dict[str, Tensor]] = []
         while f"{prefix}/{len(loaded)}" in self.manifest.parts:
             loaded.append(self._load(f"{prefix}/{len(loaded)}"))
         return loaded
@@ -217,9 +218,8 @@ class _Builder:
         vectors = []
         for number, chunk in enumerate(self._chunks(prefix)):
             key = ("vectors", factor_digest, self._digest(f"{prefix}/{number}"))
-            vectors.append(
-                self._once(key, lambda c=chunk: class_vectors(factor_DD, c["mean_CD"].to(device)))
-            )
+            mean_CD = chunk["mean_CD"].to(device)
+            vectors.append(self._once(key, partial(class_vectors, factor_DD, mean_CD)))
         if not vectors:
             return None
         # A class that came after the adapter was fitted is unknown to it: a zero row.

@@ -78,7 +78,8 @@ class EvidenceSums:
         if int(info) != 0:
             raise StateError(f"evidence: G + {RIDGE:g}·I is not positive definite")
         inverse_DD = torch.linalg.solve_triangular(lower_DD, eye_DD, upper=False)
-        return inverse_DD.float()
+        factor_DD: Tensor = inverse_DD.float()
+        return factor_DD
 
     def mean_CD(self) -> Tensor:
         """Return the mean unit feature of each class, float32; zero without a sample."""

@@ -189,7 +189,7 @@ class Learner:
         best_B = probability_BC.argmax(dim=1).tolist()
         for sample, best in zip(batch, best_B, strict=True):
             if sample.label in known.index:
-                self.prequential.record(known.names[best] == sample.label)
+                self.prequential.record(right=known.names[best] == sample.label)
 
     def _add_class(self, name: str) -> str | None:
         if name in self.class_index:

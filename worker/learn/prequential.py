@@ -21,7 +21,7 @@ class Prequential:
     recent_correct: float = 0.0
     recent_weight: float = 0.0
 
-    def record(self, right: bool) -> None:
+    def record(self, *, right: bool) -> None:
         """Count one scored sample."""
         self.scored += 1
         self.correct += right

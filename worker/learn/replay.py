@@ -9,7 +9,7 @@ Source: class-balancing reservoir sampling (Chrysakis and Moens, ICML 2020), wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +66,7 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return sum(len(shelf.exemplars) for shelf in self._shelves.values())
 
-    def __iter__(self) -> Iterable[Exemplar]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Exemplar]:
         """Yield all exemplars, class by class."""
         for _, shelf in sorted(self._shelves.items()):
             yield from shelf.exemplars
@@ -104,10 +104,8 @@ class ReplayBuffer:
             if gone is None:
                 continue
             added[sample.seq] = sample
-            for seq in gone:
-                # One that came and went within this call was never saved.
-                if added.pop(seq, None) is None:
-                    evicted.append(seq)
+            # One that came and went within this call was never saved.
+            evicted += [seq for seq in gone if added.pop(seq, None) is None]
         return BufferChange(list(added.values()), evicted)
 
     def draw(self, count: int, generator: Generator) -> list[Exemplar]:

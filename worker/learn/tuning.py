@@ -4,7 +4,7 @@ SIT steps: the adapter is bent by new samples and replayed ones, from the trunk'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,7 +162,7 @@ class Tuner:
                 state[f"{moment}.{name}"] = value.detach().cpu().clone()
         return state
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"adapter.{name}"])

@@ -169,7 +169,7 @@ def build_image_tower(weights: Mapping[str, Tensor], head: Mapping[str, Tensor])
     last = len(tower.blocks) - 1
     state |= _folded(weights, "_conv_head", "_bn1", f"blocks.{last}.widen")
     tower.load_state_dict(state, assign=True)
-    # Five times as fast as the default order of dimensions on a CPU.
+    # One and a half times as fast as the default order of dimensions on a CPU.
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tower.requires_grad_(False).eval()
 

@@ -27,6 +27,8 @@ class WordPiece:
 
     def __init__(self, definition: str) -> None:
         self._tokenizer = Tokenizer.from_str(definition)
+        # Names come from clients: one that spells [PAD] must not become padding.
+        self._tokenizer.encode_special_tokens = True
         self._tokenizer.enable_truncation(TOKENS_MAX)
         self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
 

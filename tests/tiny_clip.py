@@ -1,0 +1,28 @@
+"""A small CLIP with random weights, as a folder that open_clip reads: no hub, loads in no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+CONFIG = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8},
+        "text_cfg": {
+            "context_length": 32,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
+    },
+    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+}
+
+
+def write_tiny_clip(folder: Path) -> Path:
+    """Write the model's configuration; `pretrained="random"` gives it weights by a fixed seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    return folder

@@ -1,0 +1,284 @@
+"""The learner's loop: what it publishes, and that it goes on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, until_cursor
+
+from everlens.bus.admission import Admittable
+from everlens.bus.stream import Stream
+from everlens.bus.versions import Publisher
+from everlens.errors import Diverged, Fenced, OtherLog, StateError
+from everlens.model.backbone import load_backbone
+from everlens.records import EntryKind
+from tests.tiny_clip import write_tiny_clip
+from worker.loop import Loop
+
+
+def run_to(loop: Loop, cursor: int) -> Loop:
+    loop.run(until_cursor(loop, cursor))
+    return loop
+
+
+def everything(loop: Loop) -> dict[str, torch.Tensor]:
+    """Return all tensors that the learner's future depends on."""
+    learner = loop.learner
+    assert learner.sums is not None
+    assert learner.factor is not None
+    tensors = {**learner.tuner.state(), **learner.sums.tensors(), "factor": learner.factor}
+    for exemplar in learner.replay:
+        tensors[f"exemplar {exemplar.seq}"] = exemplar.trunk
+    return tensors
+
+
+def assert_same_bits(one: Loop, other: Loop) -> None:
+    assert one.progress.digest == other.progress.digest
+    expected, found = everything(one), everything(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert one.learner.replay.bookkeeping() == other.learner.replay.bookkeeping()
+    assert one.learner.prequential == other.learner.prequential
+
+
+def test_each_batch_publishes_evidence(bench: Bench) -> None:
+    """After every batch there is a version that knows its samples."""
+    bench.admit(digit_samples(8))
+    loop = run_to(bench.loop(), 8)
+
+    version, digest = Publisher(loop.stream).head()
+    assert (2, loop.progress.digest) == (version, digest)
+    assert 8 == loop.snapshot.learned_through
+    assert 8 == int(loop.snapshot.classes.count_C.sum())
+    assert set(loop.snapshot.classes.names) == {s.label for s in digit_samples(8)}
+
+
+def test_adapter_is_published_after_so_many_batches(bench: Bench) -> None:
+    """The adapter gets a version of its own every `adapter_every_batches` batches."""
+    bench.admit(digit_samples(16))
+    loop = run_to(bench.loop(), 16)
+
+    lineage = bench.client.hgetall(bench.keys.lineage)
+    adapters = [
+        json.loads(line.decode().partition(" ")[2])["adapter"]
+        for _, line in sorted(lineage.items(), key=lambda item: int(item[0]))
+    ]
+    # Three batches of evidence, then the adapter as a version, then one more of evidence.
+    assert [False, False, False, True, True] == [bool(a) for a in adapters]
+    assert loop.snapshot.adapter is not None
+    assert loop.progress.version == 5
+
+
+def test_idle_learner_publishes_its_adapter_through_the_log(bench: Bench) -> None:
+    """When nothing comes, the decision to publish the adapter is an entry of the log."""
+    bench.admit(digit_samples(4))
+    pace = PACE.__class__(4, 0.01, 100, 0.05, 1000)
+    loop = run_to(bench.loop(pace=pace), 5)
+
+    assert loop.progress.parts["adapter"]
+    assert bench.client.hget(bench.keys.meta, "seq") == b"5"
+
+
+def test_batch_that_is_not_full_is_cut_through_the_log(bench: Bench) -> None:
+    """Lingering writes a cut entry instead of deciding by the clock."""
+    bench.admit(digit_samples(2))
+    loop = run_to(bench.loop(), 3)
+
+    assert 3 == loop.progress.cursor
+    assert 2 == loop.learner.samples
+    assert 1 == loop.learner.batch
+
+
+@pytest.mark.parametrize("tune", ["image", "text", "both", "none"])
+def test_restart_after_every_batch_gives_the_same_bits(bench: Bench, tune: str) -> None:
+    """A learner that is restarted between all batches ends as one that ran through."""
+    bench.admit(digit_samples(24))
+    through = bench.loop("through", tune=tune)
+    # The log is trimmed as it is learnt, so the second learner reads its own copy.
+    copy = Bench(bench.url, bench.client, type(bench.keys)(bench.keys.namespace + "-2"),
+                 bench.backbone, bench.directory)
+    copied = Stream(copy.client, copy.keys)
+    copied.create()
+    copy.admit(digit_samples(24))
+    run_to(through, 24)
+
+    for batch in range(1, 7):
+        restarted = run_to(copy.loop("restarted", tune=tune), 4 * batch)
+        if batch < 6:
+            restarted.state.close()
+
+    # Epoch and holder differ by design; the manifests do not carry them.
+    assert_same_bits(through, restarted)
+
+
+def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
+    """Evidence committed but not published, tuned but not committed: nothing is lost or doubled."""
+    bench.admit(digit_samples(16))
+    copy = Bench(bench.url, bench.client, type(bench.keys)(bench.keys.namespace + "-2"),
+                 bench.backbone, bench.directory)
+    Stream(copy.client, copy.keys).create()
+    copy.admit(digit_samples(16))
+    through = run_to(bench.loop("through"), 16)
+
+    for dies_after in ("learn", "observe", "publish", "tune"):
+        loop = copy.loop("dying")
+        loop._begin()
+        loop._keep_up()
+        batch = loop._next_batch()
+        assert batch is not None
+        if dies_after == "learn":  # in memory only
+            loop.learner.observe(batch.samples, loop.snapshot)
+        else:
+            loop._observe(batch)
+        if dies_after in {"publish", "tune"}:
+            loop._keep_up()
+        if dies_after == "tune":  # the steps were taken, their commit was not
+            loop.learner.tune()
+        loop.state.close()
+    survivor = run_to(copy.loop("dying"), 16)
+
+    assert_same_bits(through, survivor)
+
+
+def test_bad_entry_goes_to_the_dead_letters_alone(bench: Bench) -> None:
+    """A payload that is not a sample costs its neighbours nothing and leaves its reason."""
+    good = digit_samples(3)
+    bench.admit(good[:1])
+    bench.admit_payloads([Admittable("bad", "0" * 64, b"not a sample")])
+    bench.admit(good[1:])
+    loop = run_to(bench.loop(), 4)
+
+    assert 3 == loop.learner.samples
+    reasons = bench.client.hgetall(bench.keys.dead)
+    assert [b"2"] == list(reasons)
+    assert b"format" in reasons[b"2"] or b"payload" in reasons[b"2"]
+
+
+def test_state_of_another_base_model_is_refused(bench: Bench, tmp_path) -> None:
+    """A state names the base model it was made with and says what to set back."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4).state.close()
+    folder = write_tiny_clip(tmp_path / "other")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = 4
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    other = load_backbone(str(folder), "random", device=torch.device("cpu"))
+
+    with pytest.raises(StateError, match="another base model.*EVERLENS_MODEL"):
+        run_to(bench.loop(backbone=other), 8)
+
+
+def test_state_of_other_settings_is_refused(bench: Bench) -> None:
+    """A setting that the state depends on cannot change under it."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(seed=0), 4).state.close()
+
+    with pytest.raises(StateError, match="EVERLENS_SEED=0, now it is 1"):
+        run_to(bench.loop(seed=1), 8)
+
+
+def test_wiped_log_is_noticed(bench: Bench) -> None:
+    """A state without its log does not begin anew."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4).state.close()
+    bench.client.delete(bench.keys.meta)
+
+    with pytest.raises(StateError, match="log is empty"):
+        run_to(bench.loop(), 8)
+
+
+def test_exchanged_log_is_noticed(bench: Bench) -> None:
+    """A log with another epoch is not learnt from."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4).state.close()
+    bench.client.hset(bench.keys.meta, "epoch", "another")
+
+    with pytest.raises(OtherLog):
+        run_to(bench.loop(), 8)
+
+
+def test_log_behind_the_state_is_noticed(bench: Bench) -> None:
+    """An older copy of the log lost samples that were accepted."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4).state.close()
+    bench.client.hset(bench.keys.meta, "seq", 3)
+
+    with pytest.raises(StateError, match="behind"):
+        run_to(bench.loop(), 8)
+
+
+def test_lost_state_is_noticed(bench: Bench) -> None:
+    """A log that was learnt and trimmed is not learnt again from the middle."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4).state.close()
+
+    with pytest.raises(StateError, match="no state"):
+        run_to(bench.loop("empty"), 8)
+
+
+def test_damaged_state_is_noticed(bench: Bench) -> None:
+    """A head row or a blob whose digest is wrong stops the learner with a sentence."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+    loop.state.db.execute("UPDATE blobs SET content = zeroblob(100) WHERE name = 'tuner'")
+    loop.state.close()
+
+    with pytest.raises(StateError, match="damaged.*tuner"):
+        run_to(bench.loop(), 8)
+
+
+def test_second_learner_over_one_state_is_refused(bench: Bench) -> None:
+    """The state file belongs to one process."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+
+    with pytest.raises(StateError, match="another learner uses"):
+        bench.loop()
+    loop.state.close()
+
+
+def test_learner_that_lost_its_lease_cannot_publish(bench: Bench) -> None:
+    """Whoever was replaced while it slept is fenced off where its writes would land."""
+    bench.admit(digit_samples(4))
+    old = run_to(bench.loop(), 4)
+    bench.client.delete(bench.keys.lease)
+    assert Stream(bench.client, bench.keys).hold(old.progress.epoch, "successor")
+    before = bench.client.get(bench.keys.head)
+    bench.admit(digit_samples(8)[4:])
+
+    with pytest.raises(Fenced):
+        run_to(old, 8)
+    with pytest.raises(Fenced):
+        old.stream.trim(4, 1000)
+    with pytest.raises(Fenced):
+        old.stream.append_control(EntryKind.CUT, 8)
+    assert before == bench.client.get(bench.keys.head)
+
+
+def test_head_that_moved_on_without_the_state_is_noticed(bench: Bench) -> None:
+    """A state restored from an older copy does not publish over newer versions."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+    loop.state.close()
+    bench.client.set(bench.keys.head, "7 " + "a" * 64)
+
+    with pytest.raises(Diverged):
+        run_to(bench.loop(), 8)
+
+
+def test_other_numerics_go_on_with_a_new_version(bench: Bench) -> None:
+    """Where this machine computes other bits, head and state agree again in a new version."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+    loop.progress.digest = "b" * 64
+    loop.state.save_progress(loop.learner, loop.progress)
+    bench.client.set(bench.keys.head, "1 " + "b" * 64)
+    loop.state.close()
+    bench.admit(digit_samples(8)[4:])
+
+    again = run_to(bench.loop(), 8)
+    assert 3 == again.progress.version
+    assert (3, again.progress.digest) == Publisher(again.stream).head()
