@@ -1,0 +1,379 @@
+"""The log and the head over a real server: numbering, idempotency, limits, fences, publication."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import pytest
+import redis
+
+from everlens.artifact import Manifest, digest_of
+from everlens.bus.admission import Admission, Admittable
+from everlens.bus.connect import connect, connect_async
+from everlens.bus.keys import Keys
+from everlens.bus.server import EmbeddedServer
+from everlens.bus.stream import Stream
+from everlens.bus.versions import VERSIONS_KEPT, Follower, Publisher
+from everlens.errors import (
+    Diverged,
+    IdConflict,
+    LearningPaused,
+    LogUnavailable,
+    OtherLog,
+    PartError,
+    QueueFull,
+    ServerError,
+    StateError,
+)
+from everlens.records import DeadLetter, EntryKind, Receipt
+
+Answer = TypeVar("Answer")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    embedded = EmbeddedServer(tmp_path_factory.mktemp("redis"), maxmemory_bytes=64 << 20)
+    embedded.start()
+    yield embedded
+    embedded.stop()
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    connection = connect(server.url)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def stream(client: redis.Redis) -> Stream:
+    made = Stream(client, Keys(f"bus-{uuid.uuid4().hex}"))
+    assert made.hold(made.create(), "learner")
+    return made
+
+
+@pytest.fixture
+def ask(server: EmbeddedServer, stream: Stream) -> Callable[..., object]:
+    """Run one call of the service's half in an event loop of its own."""
+
+    def run(
+        call: Callable[[Admission], Awaitable[Answer]],
+        samples_max: int = 100,
+        bytes_max: int = 1 << 20,
+    ) -> Answer:
+        async def once() -> Answer:
+            connection = connect_async(server.url)
+            admission = Admission(
+                connection, stream.keys, samples_max=samples_max, bytes_max=bytes_max
+            )
+            try:
+                return await call(admission)
+            finally:
+                await connection.aclose()
+
+        return asyncio.run(once())
+
+    return run
+
+
+def sample(name: str, body: bytes = b"body") -> Admittable:
+    return Admittable(name, digest_of(body), body)
+
+
+# Admission
+
+
+def test_numbers_are_dense_and_in_order(ask, stream: Stream) -> None:
+    """Samples get consecutive numbers, and the log holds them under those."""
+    receipts = ask(lambda a: a.admit([sample("a"), sample("b"), sample("c")]))
+
+    assert [Receipt("a", 1, False), Receipt("b", 2, False), Receipt("c", 3, False)] == receipts
+    assert [1, 2, 3] == [entry.seq for entry in stream.read(0, 10)]
+
+
+def test_same_id_and_body_gives_the_first_number(ask, stream: Stream) -> None:
+    """A repeat changes nothing and says so, also within one call."""
+    ask(lambda a: a.admit([sample("a")]))
+
+    receipts = ask(lambda a: a.admit([sample("a"), sample("b"), sample("b")]))
+
+    assert [(1, True), (2, False), (2, True)] == [(r.seq, r.repeated) for r in receipts]
+    assert 2 == len(stream.read(0, 10))
+
+
+@pytest.mark.parametrize("both_at_once", [True, False])
+def test_same_id_with_another_body_is_refused_whole(ask, stream, both_at_once: bool) -> None:
+    """A conflict accepts nothing of the call that holds it."""
+    first = [sample("a")]
+    if not both_at_once:
+        ask(lambda a: a.admit(first))
+        first = []
+    with pytest.raises(IdConflict, match="'a'"):
+        ask(lambda a: a.admit([*first, sample("new"), sample("a", b"other")]))
+
+    assert (0 if both_at_once else 1) == len(stream.read(0, 10))
+
+
+@pytest.mark.parametrize(("samples_max", "bytes_max"), [(2, 1 << 20), (100, 9)])
+def test_full_backlog_refuses_all_but_repeats(ask, samples_max: int, bytes_max: int) -> None:
+    """Beyond the limits nothing is accepted, with a time to come back; a repeat still is."""
+    ask(lambda a: a.admit([sample("a"), sample("b")]), samples_max, bytes_max)
+
+    with pytest.raises(QueueFull) as refusal:
+        ask(lambda a: a.admit([sample("c")]), samples_max, bytes_max)
+    assert 1 <= refusal.value.retry_after_s <= 60
+    assert ask(lambda a: a.admit([sample("a")]), samples_max, bytes_max)[0].repeated
+
+
+def test_trim_makes_room_and_keeps_the_ids(ask, stream: Stream) -> None:
+    """What is learnt leaves the log and the limits, but its id is still known."""
+    ask(lambda a: a.admit([sample("a"), sample("b")]), 2)
+    stream.trim(2, 1000)
+
+    assert [] == stream.read(2, 10)
+    assert 3 == ask(lambda a: a.admit([sample("c")]), 2)[0].seq
+    assert Receipt("a", 1, True) == ask(lambda a: a.admit([sample("a")]), 2)[0]
+    assert (3, 2, 4) == ask(lambda a: _backlog(a))
+
+
+async def _backlog(admission: Admission) -> tuple[int, int, int]:
+    backlog = await admission.backlog()
+    return backlog.seq, backlog.done, backlog.bytes
+
+
+def test_ids_are_forgotten_by_count(ask, stream: Stream) -> None:
+    """Only the last `id_window` learnt ids are remembered: no clock decides it."""
+    ask(lambda a: a.admit([sample(str(k)) for k in range(6)]))
+    stream.trim(6, 2)
+
+    assert [None, None, None, None, 5, 6] == [
+        ask(lambda a, k=k: a.seq_of(str(k))) for k in range(6)
+    ]
+
+
+def test_paused_learner_takes_repeats_only(ask, stream: Stream) -> None:
+    """While learning is paused new samples are refused with the reason."""
+    ask(lambda a: a.admit([sample("a")]))
+    stream.pause("the state is damaged")
+
+    with pytest.raises(LearningPaused, match="the state is damaged"):
+        ask(lambda a: a.admit([sample("b")]))
+    assert ask(lambda a: a.admit([sample("a")]))[0].repeated
+
+
+def test_admission_before_the_log_exists_asks_to_come_back(server: EmbeddedServer) -> None:
+    """A service that is quicker than its learner does not begin a log of its own."""
+
+    async def early() -> None:
+        connection = connect_async(server.url)
+        keys = Keys(f"none-{uuid.uuid4().hex}")
+        try:
+            await Admission(connection, keys, samples_max=9, bytes_max=99).admit([sample("a")])
+        finally:
+            await connection.aclose()
+
+    with pytest.raises(LogUnavailable, match="not begun"):
+        asyncio.run(early())
+
+
+def test_exchanged_log_takes_nothing(ask, stream: Stream, client: redis.Redis) -> None:
+    """A service that was started for another epoch is refused."""
+
+    async def exchanged(admission: Admission) -> None:
+        await admission.admit([sample("a")])
+        client.hset(stream.keys.meta, "epoch", "another")
+        await admission.admit([sample("b")])
+
+    with pytest.raises(OtherLog):
+        ask(exchanged)
+
+
+# The stream
+
+
+def test_control_entry_lands_once(stream: Stream) -> None:
+    """Of two writers that saw the same end of the log, one gets its entry in."""
+    assert stream.append_control(EntryKind.CUT, 0)
+    assert not stream.append_control(EntryKind.CUT, 0)
+
+    assert [EntryKind.CUT] == [entry.kind for entry in stream.read(0, 10)]
+
+
+def test_hole_in_the_log_is_noticed(ask, stream: Stream, client: redis.Redis) -> None:
+    """A missing number stops the reader instead of being skipped."""
+    ask(lambda a: a.admit([sample("a"), sample("b"), sample("c")]))
+    client.xdel(stream.keys.log, "2-0")
+
+    with pytest.raises(StateError, match="hole"):
+        stream.read(0, 10)
+
+
+def test_trim_beyond_the_end_is_refused(stream: Stream) -> None:
+    """A learner that knows more than the log stops: the log is an older copy."""
+    with pytest.raises(Exception, match="AHEAD"):
+        stream.trim(5, 1000)
+
+
+def test_lease_is_kept_by_its_holder(stream: Stream, client: redis.Redis) -> None:
+    """The same holder renews and takes up again; another waits, then gets a higher fence."""
+    assert stream.hold(stream.epoch, "learner")
+    other = Stream(client, stream.keys)
+    assert not other.hold(stream.epoch, "other")
+    client.delete(stream.keys.lease)  # as if it had lapsed
+    assert stream.hold(stream.epoch, "learner")
+    client.delete(stream.keys.lease)
+    assert other.hold(stream.epoch, "other")
+    assert other.fence == stream.fence + 1
+
+
+# Publication
+
+
+def manifest(version: int, parent: str, parts: dict[str, bytes]) -> Manifest:
+    digests = {name: digest_of(part) for name, part in parts.items()}
+    return Manifest(version, parent, "base", 10 * version, 3, 2, digests)
+
+
+def publish(publisher: Publisher, made: Manifest, parts: dict[str, bytes], dead=()) -> None:
+    publisher.store({digest_of(part): part for part in parts.values()})
+    publisher.publish(made, dead)
+
+
+def test_head_follows_the_publication(ask, stream: Stream) -> None:
+    """A reader finds the manifest and the parts that were published, and what is in them."""
+    parts = {"evidence/0": b"numbers"}
+    made = manifest(1, "", parts)
+    publish(Publisher(stream), made, parts, [DeadLetter(4, "bad", "not a JPEG")])
+
+    async def read(admission: Admission) -> tuple[object, ...]:
+        follower = Follower(admission.client, stream.keys)
+        version, digest = await follower.head()
+        found = await follower.manifest(version, digest)
+        part = await follower.part(found.parts["evidence/0"])
+        states = [await admission.state_of(seq) for seq in (3, 4, 11)]
+        return found, part, [(s.version, s.dead_reason) for s in states], await follower.lineage()
+
+    found, part, states, lineage = ask(read)
+    assert (made, b"numbers") == (found, part)
+    assert [(1, None), (None, "not a JPEG"), (None, None)] == states
+    assert (1, 10, made.digest) == (
+        lineage[0]["version"], lineage[0]["learned_through"], lineage[0]["digest"]
+    )
+
+
+def test_publishing_twice_is_harmless(stream: Stream) -> None:
+    """A learner that did not hear the answer may say it again."""
+    made = manifest(1, "", {})
+    publish(Publisher(stream), made, {})
+    publish(Publisher(stream), made, {})
+
+    assert (1, made.digest) == Publisher(stream).head()
+
+
+@pytest.mark.parametrize(
+    ("version", "parent"), [(1, ""), (3, "first"), (2, "f" * 64)], ids=["same", "gap", "parent"]
+)
+def test_version_that_does_not_continue_the_head_is_refused(stream, version, parent) -> None:
+    """The same number with other bytes, a gap, or another parent stops the learner."""
+    first = manifest(1, "", {})
+    publish(Publisher(stream), first, {})
+    wrong = manifest(version, first.digest if parent == "first" else parent, {"x": b"other"})
+
+    with pytest.raises(Diverged):
+        publish(Publisher(stream), wrong, {"x": b"other"})
+    assert (1, first.digest) == Publisher(stream).head()
+
+
+def test_head_does_not_move_without_its_parts(stream: Stream) -> None:
+    """A version whose part was not stored never becomes the head."""
+    with pytest.raises(Exception, match="PART"):
+        Publisher(stream).publish(manifest(1, "", {"x": b"never stored"}), [])
+    assert (0, "") == Publisher(stream).head()
+
+
+def test_old_versions_go_and_shared_parts_stay(stream: Stream, client: redis.Redis) -> None:
+    """The last versions are kept with all that they name; parts only older ones named are gone."""
+    publisher, parent, count = Publisher(stream), "", VERSIONS_KEPT + 3
+    for version in range(1, count + 1):
+        parts = {"shared": b"shared", "own": b"%d" % version}
+        made = manifest(version, parent, parts)
+        publish(publisher, made, parts)
+        publisher.collect(version)
+        parent = made.digest
+
+    kept = range(count - VERSIONS_KEPT + 1, count + 1)
+    for version in range(1, count + 1):
+        there = version in kept
+        assert there == bool(client.exists(stream.keys.manifest(version)))
+        assert there == bool(client.exists(stream.keys.part(digest_of(b"%d" % version))))
+    assert client.exists(stream.keys.part(digest_of(b"shared")))
+
+
+def test_damaged_part_is_refused_by_its_reader(ask, stream: Stream, client) -> None:
+    """Bytes that do not have the digest they are stored under are not handed out."""
+    parts = {"x": b"0123456789"}
+    publish(Publisher(stream), manifest(1, "", parts), parts)
+    client.setrange(stream.keys.part(digest_of(b"0123456789")), 3, b"!")
+
+    with pytest.raises(PartError, match="damaged"):
+        ask(lambda a: Follower(a.client, stream.keys).part(digest_of(b"0123456789")))
+    with pytest.raises(PartError, match="no longer stored"):
+        ask(lambda a: Follower(a.client, stream.keys).part("0" * 64))
+
+
+# The server
+
+
+def test_acknowledged_writes_are_on_disk(server: EmbeddedServer, client: redis.Redis) -> None:
+    """The embedded server runs with the settings that 202 rests on."""
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    assert wanted == client.config_get(*wanted)
+    with pytest.raises(redis.ResponseError, match="unknown command"):
+        client.flushall()
+
+
+def test_one_directory_has_one_server(server: EmbeddedServer) -> None:
+    """A second server on the same directory is refused with a sentence."""
+    with pytest.raises(ServerError, match="EVERLENS_DATA_DIR"):
+        EmbeddedServer(server.directory, maxmemory_bytes=64 << 20).start()
+
+
+def test_killed_server_has_all_it_acknowledged(tmp_path) -> None:
+    """What was answered before a SIGKILL is there after the next start."""
+    first = EmbeddedServer(tmp_path, maxmemory_bytes=64 << 20)
+    first.start()
+    client = connect(first.url)
+    for k in range(50):
+        client.xadd("log", {"k": k}, id=f"{k + 1}-0")
+    assert first.process is not None
+    first.process.kill()
+    first.process.wait()
+
+    second = EmbeddedServer(tmp_path, maxmemory_bytes=64 << 20)
+    second.start()
+    try:
+        assert 50 == connect(second.url).xlen("log")
+    finally:
+        second.stop()
+
+
+def test_path_that_is_too_long_for_a_socket_is_said(tmp_path) -> None:
+    """A data directory that no socket fits in is refused before anything starts."""
+    with pytest.raises(ServerError, match="too long"):
+        EmbeddedServer(tmp_path / ("x" * 120), maxmemory_bytes=64 << 20).start()
+
+
+def test_configured_binary_must_be_a_server(tmp_path) -> None:
+    """A configured program that is not a Redis server is refused by its version."""
+    with pytest.raises(ServerError, match="EVERLENS_REDIS_SERVER"):
+        EmbeddedServer(tmp_path, binary="/bin/true", maxmemory_bytes=64 << 20).start()
+
+
+def test_away_server_is_one_kind_of_error() -> None:
+    """A server that does not answer raises what the callers wait on."""
+    stream = Stream(connect("unix:///nowhere/redis.sock"), Keys("x"))
+    with pytest.raises(LogUnavailable):
+        stream.state()
