@@ -131,3 +131,32 @@ def load_settings(**overrides: object) -> Settings:
             for line in error.errors()
         )
         raise SettingsError("; ".join(lines)) from error
+
+
+def settings_page() -> str:
+    """Return `docs/settings.md`: one table, made from the fields above."""
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "All come from the environment; an unknown `EVERLENS_*` variable refuses the start.",
+            "Written by `python -m everlens.settings > docs/settings.md`; a test holds it.",
+            "",
+            "| variable | default | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _shown(default: object) -> str:
+    return "" if default == "" else f"`{default}`"
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

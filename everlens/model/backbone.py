@@ -180,14 +180,14 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
             "against open_clip.list_pretrained(), or give a local file or folder when the hub "
             "is out of reach"
         ) from error
-    text, cuttable = text_tower(model)
+    text, ends = text_tower(model)
     cfg = open_clip.get_model_preprocess_cfg(model)
     image = image_tower(model)
     return {
         "name": f"{folder.name} {pretrained}".strip(),
         "image_tower": image,
         "text_tower": text,
-        "tokenize": _tokenizer(tokenizer, text.stem.ends if cuttable else None),
+        "tokenize": _tokenizer(tokenizer, ends),
         "pixels": _pixel_spec(model_name, cfg),
         "logit_scale": float(model.logit_scale.detach().exp()),
         "templates": TEMPLATES,

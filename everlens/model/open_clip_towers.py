@@ -7,6 +7,7 @@ frozen stem: it serves and gives evidence, only an adapter cannot bend it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from everlens.model.attention import Attention
 from everlens.model.tower import Encoding, Hidden, Tower
+
+Ends = Callable[[Tensor], Tensor]  # tokens_BL → where each text is read out
 
 
 class TextContext(NamedTuple):
@@ -222,33 +225,25 @@ def image_tower(model: Any) -> Tower:
     return Tower(WholeStem(visual), nn.ModuleList(), WholeHead())
 
 
-def text_tower(model: Any) -> tuple[Tower, bool]:
-    """Return the text half as a tower, and whether texts may be cut at the end of the longest."""
+def text_tower(model: Any) -> tuple[Tower, Ends | None]:
+    """Return the text half as a tower, and where its texts end if nothing after that matters."""
     text = getattr(model, "text", None)
     if text is None:  # CLIP keeps the parts of its text transformer on the model itself
         if not _stock(model.transformer):
             thin = WholeStem(_without(model, ("visual",)), "encode_text")
-            return Tower(thin, nn.ModuleList(), WholeHead()), False
-        tower = Tower(
-            TextStem(model, model.attn_mask, model.text_pool_type, model.text_eos_id),
-            nn.ModuleList(ResidualBlock(block) for block in model.transformer.resblocks),
-            TextHead(model),
-        )
-        return tower, _cuttable(model.attn_mask, model.text_pool_type)
+            return Tower(thin, nn.ModuleList(), WholeHead()), None
+        stem = TextStem(model, model.attn_mask, model.text_pool_type, model.text_eos_id)
+        return _cut_anywhere(stem, model)
     plain = type(text).__name__ == "TextTransformer" and text.cls_emb is None
     if plain and not text.use_pad_mask and _stock(text.transformer):
-        tower = Tower(
-            TextStem(text, text.attn_mask, text.pool_type, text.eos_id),
-            nn.ModuleList(ResidualBlock(block) for block in text.transformer.resblocks),
-            TextHead(text),
-        )
-        return tower, _cuttable(text.attn_mask, text.pool_type)
-    return Tower(WholeStem(text), nn.ModuleList(), WholeHead()), False
+        return _cut_anywhere(TextStem(text, text.attn_mask, text.pool_type, text.eos_id), text)
+    return Tower(WholeStem(text), nn.ModuleList(), WholeHead()), None
 
 
-def _cuttable(causal_mask: Tensor | None, pool_type: str) -> bool:
-    """Whether nothing after the place where a text is read out can matter."""
-    return causal_mask is not None and pool_type in {"argmax", "eos"}
+def _cut_anywhere(stem: TextStem, text: Any) -> tuple[Tower, Ends | None]:
+    blocks = nn.ModuleList(ResidualBlock(block) for block in text.transformer.resblocks)
+    causal = stem.causal_mask is not None and stem.pool_type in {"argmax", "eos"}
+    return Tower(stem, blocks, TextHead(text)), stem.ends if causal else None
 
 
 def _stock(transformer: Any) -> bool:

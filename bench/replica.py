@@ -1,0 +1,87 @@
+"""
+The worker's learner and the served snapshot in one process, without a log: for accuracy.
+
+The very `Learner`, parts and `Snapshot` that run in production, fed batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from everlens.artifact import digest_of
+from everlens.model.backbone import Backbone
+from everlens.model.parts import build_snapshot
+from everlens.model.snapshot import Views, base_snapshot
+from everlens.pixels import Pixels
+from worker.commit import Progress
+from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.publication import adapter_parts, evidence_parts, next_manifest
+
+# Stands for the picture's file in the replay buffer, whose budget counts bytes.
+_FILE = bytes(20_000)
+
+
+class Replica:
+    """A learner and the version that it published last."""
+
+    def __init__(
+        self, backbone: Backbone, config: LearnerConfig, *, adapter_every_batches: int
+    ) -> None:
+        self.backbone = backbone
+        self.learner = Learner(backbone, config)
+        self.adapter_every_batches = adapter_every_batches
+        self.progress = Progress("", "", backbone.fingerprint, "")
+        self.snapshot = base_snapshot(backbone, config.adapter.top_blocks)
+        self.seq = 0
+
+    def learn(self, pixels: Sequence[Pixels], labels: Sequence[str]) -> None:
+        """Learn one batch as the worker does, and publish."""
+        batch = []
+        for picture, label in zip(pixels, labels, strict=True):
+            self.seq += 1
+            batch.append(LabelledPixels(self.seq, str(self.seq), label, None, _FILE, picture))
+        observation = self.learner.observe(batch, self.snapshot)
+        self._publish(
+            evidence_parts(
+                self.learner,
+                self.backbone.fusion(),
+                changed=[row.class_index for row in observation.rows],
+                refreshed=observation.refreshed,
+            )
+        )
+        self.learner.tune()
+        if self.learner.batch % self.adapter_every_batches == 0:
+            self.publish_adapter()
+
+    def publish_adapter(self) -> None:
+        """Publish the adapter as it is now, as an idle worker does."""
+        if self.learner.tuner.active:
+            self._publish(adapter_parts(self.learner))
+
+    def _publish(self, parts: dict[str, bytes]) -> None:
+        manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
+        self.progress.version = manifest.version
+        self.progress.parent, self.progress.digest = manifest.parent, manifest.digest
+        self.progress.parts = dict(manifest.parts)
+        contents = {digest_of(part): part for part in parts.values()}
+        self.snapshot = build_snapshot(self.backbone, manifest, contents, self.snapshot)
+
+    def best(self, pixels: Sequence[Pixels], names: Sequence[str], batch: int = 32) -> Tensor:
+        """Return the index into `names` of the served answer for each picture."""
+        vectors = [self.backbone.name_embedding(name) for name in names]
+        best = []
+        for start in range(0, len(pixels), batch):
+            views: Views = self.snapshot.see(pixels[start : start + batch])
+            text_KE = torch.stack(vectors)
+            best.append(self.snapshot.probabilities(views, list(names), text_KE).argmax(dim=1))
+        return torch.cat(best)
+
+
+def class_mean_accuracy(best_P: Tensor, label_P: Tensor) -> float:
+    """Return the mean over classes of the share of right answers."""
+    right_P = best_P == label_P
+    shares = [right_P[label_P == c].float().mean() for c in label_P.unique()]
+    return float(torch.stack(shares).mean())

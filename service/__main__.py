@@ -1,0 +1,122 @@
+"""`python -m service`: one service process, from settings to a clean end."""
+
+from __future__ import annotations
+
+import os
+
+# Idle OpenMP threads sleep instead of spinning: spinning, the service and the learner on the same
+# cores more than halve each other. Read when torch is loaded, so it stands before everything.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from functools import partial
+
+import uvicorn
+import uvloop
+
+from everlens.errors import EverlensError, SettingsError
+from everlens.model.backbone import load_backbone
+from everlens.model.runtime import choose_device, set_threads
+from everlens.settings import Settings, load_settings
+from service.app import create_app
+from service.context import Service
+
+_GRACE_S = 3
+_EXIT_SETTINGS = 2
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load_settings()
+        check_address(settings)
+        set_threads(settings.service_threads or len(os.sched_getaffinity(0)))
+        device = choose_device(settings.device)
+    except EverlensError as error:
+        return _refuse(error)
+    load = partial(
+        load_backbone,
+        settings.model,
+        settings.pretrained,
+        device=device,
+        templates=settings.templates,
+    )
+    app = create_app(settings, load)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    # uvicorn raises the signal again once it has ended in order; that end is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failure = runner.run(_serve(uvicorn.Server(config), app.state.service))
+    return 0 if failure is None else _refuse(failure)
+
+
+def check_address(settings: Settings) -> None:
+    """
+    Return when the settings name a log, and an address that may be listened on.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    if not settings.redis_url:
+        raise SettingsError(
+            "EVERLENS_REDIS_URL is empty; `everlens up` starts a server and sets it, "
+            "or name a running Redis or Valkey"
+        )
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback and not settings.allow_remote:
+        raise SettingsError(
+            f"EVERLENS_HOST={settings.host} can be reached from other machines and there are no "
+            "API keys; listen on 127.0.0.1, or set EVERLENS_ALLOW_REMOTE=true where something in "
+            "front decides who may come"
+        )
+
+
+async def _serve(server: uvicorn.Server, service: Service) -> EverlensError | None:
+    """Serve until told to stop; return why the model could not be loaded, if so."""
+    announcing = asyncio.create_task(_announce(server, service))
+    await server.serve()
+    announcing.cancel()
+    return service.failure
+
+
+async def _announce(server: uvicorn.Server, service: Service) -> None:
+    await service.settled.wait()
+    if service.failure is not None:
+        server.should_exit = True
+        return
+    model = service.loaded()
+    print(
+        f"everlens answers on http://{server.config.host}:{server.config.port} with "
+        f"{model.backbone.name}, version {model.serving.current.version}",
+        flush=True,
+    )
+
+
+def _refuse(error: EverlensError) -> int:
+    print(f"everlens: {error}", file=sys.stderr)
+    return _EXIT_SETTINGS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

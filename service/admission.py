@@ -1,0 +1,87 @@
+"""
+Group commit: samples of requests that arrive together go to the log in one call. ②
+
+While one call is away the next group gathers, so there is no timer, and one sample alone waits
+for nobody. A refusal never spreads: a refused group is tried again request by request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from everlens.bus.admission import Admission, Admittable
+from everlens.errors import EverlensError, Refused
+from everlens.records import Receipt
+
+GROUP_SAMPLES_MAX = 64
+
+_Waiting = tuple[list[Admittable], "asyncio.Future[list[Receipt]]"]
+
+
+class GroupAdmission:
+    """Admits each request's samples, all or none, many requests in one call."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self._waiting: list[_Waiting] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def admit(self, samples: Sequence[Admittable]) -> list[Receipt]:
+        """Return the receipts of one request's samples; raises as `Admission.admit` does."""
+        future: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((list(samples), future))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send())
+        return await future
+
+    async def _send(self) -> None:
+        while self._waiting:
+            group = self._take()
+            try:
+                await self._admit_together(group)
+            except Refused:
+                for request in group:
+                    await self._admit_alone(request)
+
+    def _take(self) -> list[_Waiting]:
+        """Return the next group: at least one request, and no more samples than one call takes."""
+        group, size = [self._waiting.pop(0)], 0
+        size = len(group[0][0])
+        while self._waiting and size + len(self._waiting[0][0]) <= GROUP_SAMPLES_MAX:
+            group.append(self._waiting.pop(0))
+            size += len(group[-1][0])
+        return group
+
+    async def _admit_together(self, group: list[_Waiting]) -> None:
+        if len(group) == 1:
+            await self._admit_alone(group[0])
+            return
+        try:
+            receipts = await self.admission.admit([s for samples, _ in group for s in samples])
+        except Refused:
+            raise
+        except EverlensError as error:
+            for _, future in group:
+                _fail(future, error)
+            return
+        for samples, future in group:
+            mine, receipts = receipts[: len(samples)], receipts[len(samples) :]
+            if not future.done():
+                future.set_result(mine)
+
+    async def _admit_alone(self, request: _Waiting) -> None:
+        samples, future = request
+        try:
+            receipts = await self.admission.admit(samples)
+        except EverlensError as error:
+            _fail(future, error)
+            return
+        if not future.done():
+            future.set_result(receipts)
+
+
+def _fail(future: asyncio.Future[list[Receipt]], error: EverlensError) -> None:
+    # An instance for each: a traceback grows with every raise.
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,48 @@
+"""The composition root: parts, routes and layers become one application. ①"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from everlens import __version__
+from everlens.model.backbone import Backbone
+from everlens.settings import Settings
+from service import problems
+from service.context import Service
+from service.limits import BodyLimits
+from service.metrics import RequestMetrics
+from service.routes import classify, health, insight, samples
+
+
+def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
+    """
+    Return the application; `load` is called once, in a thread, when it starts.
+
+    Args:
+        settings: with the address of the log.
+        load: returns the base model.
+    """
+    service = Service(settings, load)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="everlens",
+        version=__version__,
+        description="An image classifier that learns while it serves.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    problems.install(app)
+    app.add_middleware(BodyLimits, bytes_max=settings.max_body_bytes)
+    app.add_middleware(RequestMetrics, metrics=service.metrics)
+    for routes in (samples, classify, insight, health):
+        app.include_router(routes.router)
+    return app

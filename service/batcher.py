@@ -1,0 +1,298 @@
+"""
+Many queries, one forward pass: a queue and the one thread that runs the model. ⑨
+
+The thread takes what waits and never sets a timer while idle. It lingers, for at most a tenth of
+a forward pass, only while pictures are being decoded: else a closed circle of clients falls into
+two half-filled batches that take turns for ever. The current snapshot is looked up once a batch,
+so a hot swap takes effect between two batches and never within one.
+
+Shape suffixes: B pictures, K candidates of one query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from everlens.model.snapshot import Ranked, Snapshot, Views
+from everlens.pixels import Pixels
+from service.metrics import Metrics
+from service.names import NameVectors
+from service.problems import Problem
+from service.serving import Serving
+
+_LINGER_S_MAX = 0.020
+_LINGER_SHARE = 0.1
+
+# New names of one request are computed in slices of this length, so that a request with a
+# thousand of them does not keep the others waiting.
+_NAMES_S = 0.050
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """One picture; `labels` None asks for the learnt classes, `snapshot` None for the current."""
+
+    pixels: Pixels
+    labels: tuple[str, ...] | None
+    top: int
+    snapshot: Snapshot | None = None
+
+
+class Answer(NamedTuple):
+    """The most probable candidates, the best first, and the version that ranked them."""
+
+    ranked: list[Ranked]
+    version: int
+    learned_through: int
+
+
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """Queries of one request, and the vectors of their names as far as they are computed."""
+
+    queries: Sequence[Query]
+    future: asyncio.Future[Any]
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Something else to be done on the model thread."""
+
+    function: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class Batcher:
+    """Answers queries in batches of at most `batch_max` pictures."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        names: NameVectors,
+        metrics: Metrics,
+        *,
+        batch_max: int,
+        queued_max: int,
+    ) -> None:
+        self.serving = serving
+        self.names = names
+        self.metrics = metrics
+        self.batch_max = batch_max
+        self.queued_max = queued_max
+        self._queue: queue.SimpleQueue[_Ask | _Call | None] = queue.SimpleQueue()
+        self._queued = 0
+        self._decoding = 0
+        self._forward_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    async def ask(self, queries: Sequence[Query]) -> list[Answer]:
+        """
+        Return the answers in the order of the queries, all by one version unless they name theirs.
+
+        Raises:
+            Problem: 503 when too many queries wait.
+        """
+        if self._queued + len(queries) > self.queued_max:
+            raise Problem("busy", "too many queries wait; send this again", retry_after_s=1)
+        self._queued += len(queries)
+        self.metrics.queue_depth.set(self._queued)
+        try:
+            future: asyncio.Future[list[Answer]] = self._loop.create_future()
+            self._queue.put(_Ask(queries, future))
+            return await future
+        finally:
+            self._queued -= len(queries)
+            self.metrics.queue_depth.set(self._queued)
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Return what `function` returns when the model thread has called it between two batches."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._queue.put(_Call(function, future))
+        return await future
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Announce a picture that will be asked about soon."""
+        self._decoding += 1
+        try:
+            yield
+        finally:
+            self._decoding -= 1
+
+    async def stop(self) -> None:
+        """Answer what waits, then end the thread; return at once when it hangs."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join, 1.0)
+
+    def _run(self) -> None:
+        while True:
+            items = self._take()
+            for item in items:
+                if isinstance(item, _Call):
+                    self._deliver([(item.future, _outcome(item.function))])
+            self._answer([item for item in items if isinstance(item, _Ask)])
+            if None in items:
+                return
+
+    def _take(self) -> list[_Ask | _Call | None]:
+        """Return what waits, up to a full batch; block while nothing does."""
+        items = [self._queue.get()]
+        pictures = _pictures(items[0])
+        deadline = time.monotonic() + min(_LINGER_S_MAX, _LINGER_SHARE * self._forward_s)
+        while pictures < self.batch_max and items[-1] is not None:
+            linger_s = deadline - time.monotonic() if pictures and self._decoding else 0.0
+            try:
+                items.append(self._queue.get(block=linger_s > 0, timeout=max(0.0, linger_s)))
+            except queue.Empty:
+                break
+            pictures += _pictures(items[-1])
+        return items
+
+    def _answer(self, asks: list[_Ask]) -> None:
+        current = self.serving.current
+        ready = []
+        for ask in asks:
+            if ask.future.cancelled():
+                continue
+            if self._found_names(ask):
+                ready.append(ask)
+            else:
+                self._queue.put(ask)
+        if not ready:
+            return
+        queries = [query for ask in ready for query in ask.queries]
+        vectors = {name: vector for ask in ready for name, vector in ask.vectors.items()}
+        # Whatever the model raises belongs to these requests; the thread must go on.
+        outcome = _outcome(lambda: _answers(queries, current, vectors, self._forward))
+        delivered: list[tuple[asyncio.Future[Any], Any]] = []
+        start = 0
+        for ask in ready:
+            share = slice(start, start + len(ask.queries))
+            start = share.stop
+            delivered.append(
+                (ask.future, outcome if isinstance(outcome, Exception) else outcome[share])
+            )
+        self._deliver(delivered)
+
+    def _found_names(self, ask: _Ask) -> bool:
+        """Look up or compute the vectors of all names; False when the slice of time is over."""
+        deadline = time.monotonic() + _NAMES_S
+        for name in {name for query in ask.queries for name in query.labels or ()}:
+            if name in ask.vectors:
+                continue
+            vector = self.names.known(name)
+            if vector is None:
+                if time.monotonic() > deadline:
+                    return False
+                vector = self.names.compute(name)
+            ask.vectors[name] = vector
+        return True
+
+    def _forward(self, snapshot: Snapshot, pixels: list[Pixels]) -> Views:
+        started = time.monotonic()
+        views = snapshot.see(pixels)
+        self._forward_s = time.monotonic() - started
+        self.metrics.batch_size.observe(len(pixels))
+        return views
+
+    def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_settle, outcomes)
+
+
+def _pictures(item: _Ask | _Call | None) -> int:
+    return len(item.queries) if isinstance(item, _Ask) else 0
+
+
+def _outcome(function: Callable[[], Any]) -> Any:
+    """Return what the function returns, or the exception it raises."""
+    try:
+        return function()
+    except Exception as error:
+        return error
+
+
+def _settle(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in outcomes:
+        if future.done():
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _answers(
+    queries: list[Query],
+    current: Snapshot,
+    vectors: dict[str, Tensor],
+    forward: Callable[[Snapshot, list[Pixels]], Views],
+) -> list[Answer]:
+    """Return the answers in order: one forward pass for each snapshot that is asked."""
+    answers: dict[int, Answer] = {}
+    by_snapshot: dict[int, list[int]] = {}
+    for place, query in enumerate(queries):
+        by_snapshot.setdefault(id(query.snapshot or current), []).append(place)
+    for places in by_snapshot.values():
+        snapshot = queries[places[0]].snapshot or current
+        views = forward(snapshot, [queries[place].pixels for place in places])
+        by_labels: dict[tuple[str, ...] | None, list[int]] = {}
+        for row, place in enumerate(places):
+            by_labels.setdefault(queries[place].labels, []).append(row)
+        for labels, rows in by_labels.items():
+            probability_BK, names = _probabilities(
+                snapshot, current, _rows(views, rows), labels, vectors
+            )
+            for row, probability_K in zip(rows, probability_BK, strict=True):
+                top = queries[places[row]].top
+                ranked = snapshot.rank(names, probability_K, top)
+                answers[places[row]] = Answer(ranked, snapshot.version, snapshot.learned_through)
+    return [answers[place] for place in range(len(queries))]
+
+
+def _rows(views: Views, rows: list[int]) -> Views:
+    def picked(view_BX: Tensor | None) -> Tensor | None:
+        return None if view_BX is None else view_BX[rows]
+
+    return Views(
+        embedding_BE=views.embedding_BE[rows],
+        feature_BD=views.feature_BD[rows],
+        tuned_embedding_BE=picked(views.tuned_embedding_BE),
+        tuned_feature_BD=picked(views.tuned_feature_BD),
+    )
+
+
+def _probabilities(
+    snapshot: Snapshot,
+    current: Snapshot,
+    views: Views,
+    labels: tuple[str, ...] | None,
+    vectors: dict[str, Tensor],
+) -> tuple[Tensor, Sequence[str]]:
+    """Return probability_BK on the CPU, with the names of the candidates."""
+    if labels is not None:
+        text_KE = torch.stack([vectors[name] for name in labels])
+        return snapshot.probabilities(views, labels, text_KE).cpu(), labels
+    if snapshot.version == 0:  # the base has learnt no names: it ranks those learnt since
+        names, text_KE = current.classes.names, current.classes.text_CE
+        return snapshot.probabilities(views, names, text_KE).cpu(), names
+    classes = snapshot.classes
+    return snapshot.probabilities(views, None, classes.text_CE).cpu(), classes.names

@@ -1,0 +1,181 @@
+"""
+The parts of a running service, wired together, and when each exists. ①②⑧⑨
+
+The log's half exists from the first moment; the model's half once it is loaded. A route asks for
+the half it needs, and is told in the client's words when that is not there yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from everlens.bus.admission import Admission
+from everlens.bus.connect import connect_async
+from everlens.bus.keys import Keys
+from everlens.bus.versions import Follower
+from everlens.errors import EverlensError, ModelError
+from everlens.model.backbone import Backbone
+from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.settings import Settings
+from service.admission import GroupAdmission
+from service.batcher import Batcher
+from service.decoding import DecodingPool
+from service.hotswap import HotSwap, warm
+from service.images import PictureLimits
+from service.metrics import Metrics
+from service.names import NameVectors
+from service.problems import Problem
+from service.serving import Serving
+
+_POLL_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What exists once the base model is loaded."""
+
+    backbone: Backbone
+    serving: Serving
+    batcher: Batcher
+    names: NameVectors
+    swaps: HotSwap
+
+    async def first_unfit(self, names: list[str]) -> int | None:
+        """Return the index of the first name that is too long for the text tower, or None."""
+        return await self.batcher.call(lambda: self.names.first_unfit(names))
+
+
+class Service:
+    """All parts of one service process, from `start` to `stop`."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Backbone]) -> None:
+        client, keys = connect_async(settings.redis_url), Keys(settings.namespace)
+        self.settings = settings
+        self.load = load
+        self.client = client
+        self.metrics = Metrics()
+        self.log = Admission(
+            client,
+            keys,
+            samples_max=settings.max_backlog_samples,
+            bytes_max=settings.max_backlog_bytes,
+        )
+        self.admission = GroupAdmission(self.log)
+        self.follower = Follower(client, keys)
+        self.decoding = DecodingPool()
+        self.limits = PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self.model: Model | None = None
+        self.failure: EverlensError | None = None
+        self.settled = asyncio.Event()  # ready, or never to be
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build")
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load the model; health checks are answered meanwhile."""
+        self._running = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End every task and thread of ours."""
+        if self._running is not None:
+            self._running.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._running
+        if self.model is not None:
+            await self.model.batcher.stop()
+        self.decoding.close()
+        self._builder.shutdown(wait=False, cancel_futures=True)
+        await self.client.aclose()
+
+    async def _run(self) -> None:
+        try:
+            self.model = await self._load_model()
+        except EverlensError as error:
+            self.failure = error
+        except Exception as error:  # whatever torch meets on the way ends the start, not hangs it
+            log.exception("the model cannot be loaded")
+            self.failure = ModelError(f"the model cannot be loaded: {error}")
+        if self.model is None:
+            self.settled.set()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._settle(self.model.swaps))
+            tasks.create_task(self._follow(self.model.swaps))
+
+    async def _load_model(self) -> Model:
+        loop = asyncio.get_running_loop()
+        base = await loop.run_in_executor(self._builder, self._load_base)
+        serving, names = Serving(base), NameVectors(base.backbone)
+        batcher = Batcher(
+            serving,
+            names,
+            self.metrics,
+            batch_max=self.settings.max_batch,
+            queued_max=self.settings.max_queued_queries,
+        )
+        await warm(batcher, base)
+        swaps = HotSwap(self.follower, serving, batcher, self.metrics, self._builder)
+        return Model(base.backbone, serving, batcher, names, swaps)
+
+    def _load_base(self) -> Snapshot:
+        backbone = self.load()
+        top_blocks = self.settings.top_blocks or backbone.top_blocks
+        if top_blocks > len(backbone.image_tower.blocks):
+            raise ModelError(
+                f"EVERLENS_TOP_BLOCKS={top_blocks}, but the image tower of {backbone.name} has "
+                f"{len(backbone.image_tower.blocks)} blocks; set it to at most that"
+            )
+        return base_snapshot(backbone, top_blocks)
+
+    async def _settle(self, swaps: HotSwap) -> None:
+        await swaps.settled.wait()
+        self.settled.set()
+
+    async def _follow(self, swaps: HotSwap) -> None:
+        while True:
+            try:
+                await swaps.follow(_POLL_S)
+            except Exception:  # a reply that nobody foresaw must not end the following for ever
+                log.exception("following the head failed; trying again")
+                await asyncio.sleep(_POLL_S)
+
+    def loaded(self) -> Model:
+        """
+        Return the model's half.
+
+        Raises:
+            Problem: 503 while the model loads.
+        """
+        if self.failure is not None:
+            raise Problem("not-ready", f"the model cannot be loaded: {self.failure}")
+        if self.model is None:
+            raise Problem("not-ready", "the model is being loaded; try again", retry_after_s=2)
+        return self.model
+
+    def ready(self) -> Model:
+        """
+        Return the model's half once the newest version was looked for.
+
+        Raises:
+            Problem: 503 before.
+        """
+        model = self.loaded()
+        if not self.settled.is_set():
+            raise Problem(
+                "not-ready", "the newest version is being fetched; try again", retry_after_s=2
+            )
+        return model
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that a request came to."""
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,150 @@
+"""
+Follow the head: fetch, verify, build and warm the next version aside, then swap it in. ⑧
+
+Whatever fails leaves the version that serves where it is. A version that failed three times is
+remembered as bad and not tried again, until the head names another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from everlens.bus.versions import Follower
+from everlens.errors import LogUnavailable, PartError
+from everlens.model.backbone import Backbone
+from everlens.model.parts import build_snapshot
+from everlens.model.snapshot import Snapshot
+from everlens.pixels import Pixels
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.serving import Serving
+
+TRIES = 3
+_REFUSED_KEPT = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RefusedVersion:
+    """A published version that this service could not use."""
+
+    version: int
+    reason: str
+    tries: int
+
+
+class HotSwap:
+    """Keeps the serving snapshot at the head; `settled` once the first head was looked at."""
+
+    def __init__(
+        self,
+        follower: Follower,
+        serving: Serving,
+        batcher: Batcher,
+        metrics: Metrics,
+        builder: Executor,
+    ) -> None:
+        self.follower = follower
+        self.serving = serving
+        self.batcher = batcher
+        self.metrics = metrics
+        self.builder = builder
+        self.settled = asyncio.Event()
+        self.refused: dict[str, RefusedVersion] = {}
+
+    async def follow(self, poll_s: float = 1.0) -> None:
+        """Swap in every new head, for ever; the log may go and come back meanwhile."""
+        async for version, digest in self.follower.heads(poll_s):
+            with contextlib.suppress(LogUnavailable):
+                await self._look(version, digest)
+
+    async def _look(self, version: int, digest: str) -> None:
+        if version == 0 or digest == self.serving.current.digest or self._is_bad(digest):
+            self.settled.set()
+            return
+        try:
+            await self._swap(version, digest)
+        except PartError as error:
+            if await self.follower.head() != (version, digest):
+                return  # the head moved on and the parts were collected: the new one comes next
+            self._refuse(version, digest, str(error))
+            if not self._is_bad(digest):
+                return
+        self.settled.set()
+
+    async def _swap(self, version: int, digest: str) -> None:
+        started = time.monotonic()
+        previous = self.serving.current
+        manifest = await self.follower.manifest(version, digest)
+        parts = {
+            part: await self.follower.part(part)
+            for part in sorted(set(manifest.parts.values()))
+            if ("part", part) not in previous.memo
+        }
+        build = partial(build_snapshot, previous.backbone, manifest, parts, previous)
+        snapshot = await asyncio.get_running_loop().run_in_executor(self.builder, build)
+        await warm(self.batcher, snapshot)
+        self.serving.swap(snapshot)
+        self.metrics.swaps.inc()
+        self.metrics.swap_seconds.observe(time.monotonic() - started)
+        self.metrics.version.set(snapshot.version)
+        self.metrics.learned_through.set(snapshot.learned_through)
+        log.debug("version %d answers, learnt through %d", version, snapshot.learned_through)
+
+    def _is_bad(self, digest: str) -> bool:
+        return digest in self.refused and self.refused[digest].tries >= TRIES
+
+    def _refuse(self, version: int, digest: str, reason: str) -> None:
+        self.metrics.refused_versions.inc()
+        if digest in self.refused:
+            self.refused[digest].tries += 1
+            return
+        log.error(
+            "version %d is refused, version %d goes on answering: %s",
+            version,
+            self.serving.current.version,
+            reason,
+        )
+        self.refused[digest] = RefusedVersion(version, reason, 1)
+        while len(self.refused) > _REFUSED_KEPT:
+            del self.refused[next(iter(self.refused))]
+
+
+async def warm(batcher: Batcher, snapshot: Snapshot) -> None:
+    """
+    Let a snapshot answer once before anybody asks it.
+
+    Raises:
+        PartError: it cannot, or its probabilities are not numbers.
+    """
+    try:
+        await batcher.call(partial(_probe, snapshot))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise PartError(f"version {snapshot.version} cannot answer: {error}") from error
+
+
+def _probe(snapshot: Snapshot) -> None:
+    views = snapshot.see([probe_picture(snapshot.backbone)])
+    sums_B = views.embedding_BE.sum(dim=-1)
+    if snapshot.classes.names:
+        text_CE = snapshot.classes.text_CE
+        sums_B = sums_B + snapshot.probabilities(views, None, text_CE).sum(dim=-1)
+    if not bool(torch.isfinite(sums_B).all()):
+        raise PartError(f"version {snapshot.version} answers with numbers that are not finite")
+
+
+def probe_picture(backbone: Backbone) -> Pixels:
+    """Return a picture with all levels in it."""
+    size = backbone.pixels.size
+    ramp = np.linspace(0, 255, size * size * 3).astype(np.uint8)
+    return ramp.reshape(size, size, 3)

@@ -1,0 +1,46 @@
+"""Text vectors of names that were asked for, the most recent of them kept. ⑨"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor
+
+from everlens.model.backbone import Backbone
+
+KEPT = 10_000
+
+
+class NameVectors:
+    """Computes each name's vector once; used on the model thread alone."""
+
+    def __init__(self, backbone: Backbone, kept: int = KEPT) -> None:
+        self.backbone = backbone
+        self.kept = kept
+        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
+        self._fitting: OrderedDict[str, bool] = OrderedDict()
+
+    def known(self, name: str) -> Tensor | None:
+        """Return the vector text_E of a name that was computed before."""
+        vector = self._vectors.get(name)
+        if vector is not None:
+            self._vectors.move_to_end(name)
+        return vector
+
+    def compute(self, name: str) -> Tensor:
+        """Return the vector text_E of a name: one pass of the text tower for each template."""
+        vector = self._vectors[name] = self.backbone.name_embedding(name)
+        if len(self._vectors) > self.kept:
+            self._vectors.popitem(last=False)
+        return vector
+
+    def first_unfit(self, names: list[str]) -> int | None:
+        """Return the index of the first name that the text tower would cut, or None."""
+        for index, name in enumerate(names):
+            if name not in self._fitting:
+                self._fitting[name] = self.backbone.name_fits(name)
+                if len(self._fitting) > self.kept:
+                    self._fitting.popitem(last=False)
+            if not self._fitting[name]:
+                return index
+        return None

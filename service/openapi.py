@@ -1,0 +1,96 @@
+"""What OpenAPI cannot read off the handlers: bodies in several content types, with examples. ①"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.problems import KINDS, MEDIA_TYPE
+from service.schemas import EXAMPLE_IMAGE, ProblemOut, QueryFields, QueryIn, SampleFields, SampleIn
+
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the description of the error answers with these statuses."""
+    return {
+        status: {
+            "description": "; ".join(title for s, title in KINDS.values() if s == status),
+            "content": {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}},
+        }
+        for status in statuses
+    }
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _one_or_many(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
+    one = _schema(model)
+    return {
+        "schema": {"oneOf": [one, {"type": "array", "items": one}]},
+        "examples": {name: {"value": value} for name, value in examples.items()},
+    }
+
+
+def _form(model: type[BaseModel]) -> dict[str, Any]:
+    schema = _schema(model)
+    schema["properties"] = {"image": _FILE, **schema["properties"]}
+    schema["required"] = ["image", *schema.get("required", [])]
+    return {"schema": schema}
+
+
+def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "schema": schema,
+            "description": schema.get("description", ""),
+        }
+        for name, schema in _schema(model)["properties"].items()
+    ]
+
+
+_SAMPLE = {"image": EXAMPLE_IMAGE, "label": "red square", "id": "first"}
+_SAMPLE_LINE = f'{{"image": "{EXAMPLE_IMAGE}", "label": "red square"}}\n'
+_QUERY = {"image": EXAMPLE_IMAGE, "labels": ["red square", "blue sky"], "top": 2}
+
+SAMPLES: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "The id of a single sample, instead of the field.",
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": _one_or_many(
+                SampleIn,
+                {"one": _SAMPLE, "many": [{"image": EXAMPLE_IMAGE, "label": "red square"}]},
+            ),
+            "application/x-ndjson": {"schema": {"type": "string"}, "example": _SAMPLE_LINE},
+            "multipart/form-data": _form(SampleFields),
+        },
+    },
+}
+
+CLASSIFY: dict[str, Any] = {
+    "parameters": _parameters(QueryFields),
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/jpeg": {"schema": _FILE},
+            "image/png": {"schema": _FILE},
+            "image/webp": {"schema": _FILE},
+            "application/octet-stream": {"schema": _FILE},
+            "application/json": _one_or_many(QueryIn, {"one": _QUERY, "many": [_QUERY]}),
+            "multipart/form-data": _form(QueryFields),
+        },
+    },
+}

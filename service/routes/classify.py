@@ -1,0 +1,31 @@
+"""`/classify`: pictures come in, ranked names go out. ①⑨"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service import openapi
+from service.answering import classify, read_questions
+from service.context import service_of
+from service.rendering import answer
+from service.schemas import AnswerOut
+
+router = APIRouter(tags=["classify"])
+
+
+@router.post(
+    "/classify",
+    summary="Ask: what is in this picture?",
+    openapi_extra=openapi.CLASSIFY,
+    responses={
+        200: {"model": AnswerOut | list[AnswerOut]},
+        **openapi.problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
+    },
+)
+async def post_classify(request: Request) -> Response:
+    """One picture or a list; with `labels` any names, without them the learnt classes."""
+    service = service_of(request)
+    model = service.ready()
+    questions = await read_questions(request, service.settings)
+    answers = await classify(service, model, questions)
+    return answer(answers if questions.many else answers[0])

@@ -1,0 +1,90 @@
+"""What is known, by which version, and how far learning is. ①"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service import openapi
+from service.context import service_of
+from service.problems import Problem
+from service.rendering import answer
+
+router = APIRouter(tags=["insight"])
+
+_BASE_VERSION = {
+    "version": 0,
+    "published_at": None,
+    "learned_through": 0,
+    "samples": 0,
+    "classes": 0,
+    "parent": "",
+    "adapter": "",
+    "digest": "",
+}
+
+
+@router.get("/classes", summary="The learnt classes", responses=openapi.problems(503))
+async def get_classes(request: Request) -> Response:
+    """Every learnt class with its number of samples, in the order of their first sample."""
+    snapshot = service_of(request).ready().serving.current
+    counts = snapshot.classes.count_C.tolist()
+    records = [
+        {"label": name, "samples": count, "index": index}
+        for index, (name, count) in enumerate(zip(snapshot.classes.names, counts, strict=True))
+    ]
+    return answer({"classes": records, "version": snapshot.version})
+
+
+@router.get("/classes/{name:path}", summary="One class", responses=openapi.problems(404, 503))
+async def get_class(request: Request, name: str) -> Response:
+    """One learnt class."""
+    snapshot = service_of(request).ready().serving.current
+    index = snapshot.classes.index.get(name)
+    if index is None:
+        raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
+    about = {"label": name, "samples": snapshot.samples(name), "index": index}
+    return answer(about | {"version": snapshot.version})
+
+
+@router.get("/versions", summary="The lineage", responses=openapi.problems(422, 503))
+async def get_versions(
+    request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+) -> Response:
+    """The published versions, the newest first."""
+    service = service_of(request)
+    current = service.loaded().serving.current.version
+    lineage = await service.follower.lineage()
+    return answer({"current": current, "versions": lineage[:limit]})
+
+
+@router.get("/versions/{version}", summary="One version", responses=openapi.problems(404, 422, 503))
+async def get_version(request: Request, version: Annotated[int, Path(ge=0)]) -> Response:
+    """One version of the lineage; 0 is the frozen base model."""
+    if version == 0:
+        return answer(_BASE_VERSION)
+    for record in await service_of(request).follower.lineage():
+        if record["version"] == version:
+            return answer(record)
+    raise Problem("unknown-version", f"version {version} is not remembered; see GET /versions")
+
+
+@router.get("/learning", summary="How far learning is", responses=openapi.problems(503))
+async def get_learning(request: Request) -> Response:
+    """What serves, what waits, what the learner says of itself, and what was refused."""
+    service = service_of(request)
+    model = service.loaded()
+    backlog = await service.log.backlog()
+    current = model.serving.current
+    about: dict[str, Any] = {
+        "version": current.version,
+        "learned_through": current.learned_through,
+        "accepted_through": backlog.seq,
+        "backlog": {"entries": backlog.entries, "bytes": backlog.bytes},
+        "paused": backlog.paused or None,
+        "learner": await service.log.learner(),
+        "refused_versions": [asdict(refused) for refused in model.swaps.refused.values()],
+    }
+    return answer(about)

@@ -1,0 +1,65 @@
+"""`/samples`: labelled pictures come in, and what became of each. ①②"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from everlens.records import Receipt
+from service import openapi
+from service.context import service_of
+from service.problems import Problem
+from service.rendering import answer
+from service.schemas import ReceiptOut, SampleOut
+from service.submission import read_offers, submit
+
+router = APIRouter(tags=["samples"])
+
+
+@router.post(
+    "/samples",
+    status_code=202,
+    summary="Teach: send labelled pictures",
+    openapi_extra=openapi.SAMPLES,
+    responses={
+        202: {"model": ReceiptOut | list[ReceiptOut], "description": "Accepted: it is on disk."},
+        200: {"model": ReceiptOut | list[ReceiptOut], "description": "Accepted before."},
+        **openapi.problems(400, 408, 409, 413, 415, 422, 429, 503),
+    },
+)
+async def post_samples(request: Request) -> Response:
+    """One picture or many, all or none; the same id and body again changes nothing."""
+    service = service_of(request)
+    model = service.loaded()
+    offers = await read_offers(request, service.settings)
+    receipts = await submit(service, model, offers)
+    status = 200 if all(receipt.repeated for receipt in receipts) else 202
+    if offers.many:
+        return answer([_record(receipt) for receipt in receipts], status)
+    location = f"/samples/{quote(receipts[0].id, safe='')}"
+    return answer(_record(receipts[0]), status, {"Location": location})
+
+
+def _record(receipt: Receipt) -> dict[str, object]:
+    return {"id": receipt.id, "seq": receipt.seq, "status": "accepted"}
+
+
+@router.get(
+    "/samples/{sample_id:path}",
+    summary="What became of a sample",
+    responses={200: {"model": SampleOut}, **openapi.problems(404, 503)},
+)
+async def get_sample(request: Request, sample_id: str) -> Response:
+    """Accepted, then learnt by a version, or dead with its reason."""
+    log = service_of(request).log
+    seq = await log.seq_of(sample_id)
+    if seq is None:
+        raise Problem("unknown-sample", "no sample with this id is remembered; check the id")
+    state = await log.state_of(seq)
+    about: dict[str, object] = {"id": sample_id, "seq": seq, "status": "accepted"}
+    if state.dead_reason is not None:
+        about |= {"status": "dead", "reason": state.dead_reason}
+    elif state.version is not None:
+        about |= {"status": "learnt", "version": state.version}
+    return answer(about)

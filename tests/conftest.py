@@ -1,0 +1,58 @@
+"""What tests of several rooms share: a real server of the log, and a small base model."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from everlens.bus.connect import connect
+from everlens.bus.keys import Keys
+from everlens.bus.server import EmbeddedServer
+from everlens.bus.stream import Stream
+from everlens.model.backbone import Backbone, load_backbone
+from tests.tiny_clip import write_tiny_clip
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder that holds the configuration of a small ViT, for `pretrained="random"`."""
+    return str(write_tiny_clip(tmp_path_factory.mktemp("tiny") / "tiny-vit"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_folder: str) -> Backbone:
+    """A small randomly initialised CLIP; the same weights in every process."""
+    return load_backbone(tiny_folder, "random", device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def log_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one embedded server for all tests."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("log"), maxmemory_bytes=256 * 2**20)
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def stream(log_url: str, namespace: str) -> Iterator[Stream]:
+    """The learner's side of a fresh log, with its lease held."""
+    client = connect(log_url)
+    stream = Stream(client, Keys(namespace))
+    assert stream.hold(stream.create(), "test")
+    yield stream
+    client.close()

@@ -1,0 +1,197 @@
+"""docker-compose.yml: valid, complete, and as durable as the embedded server."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from compose_spec import PyCompose
+
+from everlens.bus import server
+from everlens.settings import PREFIX, Settings
+from tests.deploy.compose import ROOT, load, variables
+
+HALVES = ("worker", "service", "worker-gpu", "service-gpu")
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """The services as a plain `docker compose up` sees them, without a .env."""
+    found: dict[str, Any] = load()["services"]
+    return found
+
+
+def test_the_file_follows_the_specification() -> None:
+    """A strict reader of the compose specification accepts the file and all its references."""
+    PyCompose.from_json(json.dumps(load())).validate()
+
+
+def test_the_strict_reader_is_strict() -> None:
+    """The reader refuses an unknown key, so that its silence means something."""
+    broken = load()
+    broken["services"]["worker"]["helthcheck"] = {}
+
+    with pytest.raises(ValueError, match="helthcheck"):
+        PyCompose.from_json(json.dumps(broken))
+
+
+def _has_docker_compose() -> bool:
+    docker = shutil.which("docker")
+    if docker is None:
+        return False
+    asked = subprocess.run([docker, "compose", "version"], capture_output=True, check=False)
+    return asked.returncode == 0
+
+
+@pytest.mark.skipif(not _has_docker_compose(), reason="no `docker compose` on this machine")
+def test_docker_compose_itself_accepts_the_file() -> None:
+    """`docker compose config` reads the file with both profiles."""
+    said = subprocess.run(
+        ["docker", "compose", "--profile", "gpu", "config", "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_without_env_file_the_cpu_services_start(services: dict[str, Any]) -> None:
+    """A plain `docker compose up` starts the log, one worker and one service, and no GPU."""
+    started = {
+        name: about.get("deploy", {}).get("replicas", 1)
+        for name, about in services.items()
+        if not about.get("profiles")
+    }
+
+    assert started == {"valkey": 1, "worker": 1, "service": 1}
+
+
+def test_two_lines_of_env_turn_to_the_gpu() -> None:
+    """With CPU_REPLICAS=0 no CPU container starts, so the profile `gpu` stands alone."""
+    services = load({"CPU_REPLICAS": "0"})["services"]
+
+    replicas = [services[name]["deploy"]["replicas"] for name in ("worker", "service")]
+    assert replicas == [0, 0]
+
+
+def test_every_variable_is_explained() -> None:
+    """Each variable of the compose file stands in .env.example below a comment."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    explained = set()
+    for before, line in pairwise(lines):
+        found = re.match(r"(?:# )?([A-Z_]+)=", line)
+        if found and (before.startswith("#") or re.match(r"(?:# )?[A-Z_]+=", before)):
+            explained.add(found[1])
+
+    assert variables() - explained == set()
+
+
+def test_example_has_the_defaults() -> None:
+    """Copying .env.example to .env changes nothing."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+    assert load(example) == load()
+
+
+def test_settings_of_the_containers_exist(services: dict[str, Any]) -> None:
+    """Each EVERLENS_* variable that a container gets is a setting; another refuses the start."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    given = {name for half in HALVES for name in services[half]["environment"]}
+
+    assert {name for name in given if name.startswith(PREFIX)} - known == set()
+
+
+def test_the_log_is_as_durable_as_the_embedded_one(services: dict[str, Any]) -> None:
+    """The container's command line holds every setting that an acknowledged write rests on."""
+    command = services["valkey"]["command"]
+    options = {
+        name.removeprefix("--"): value
+        for name, value in pairwise(command[1:])
+        if name.startswith("--")
+    }
+
+    required = server._REQUIRED
+    assert {name: options.get(name) for name in required} == required
+
+
+def test_the_log_is_not_published(services: dict[str, Any]) -> None:
+    """Only the service has a port, on loopback; the log's network leads nowhere else."""
+    ports = {name: about.get("ports", []) for name, about in services.items()}
+
+    assert ports == {
+        "valkey": [],
+        "worker": [],
+        "service": ["127.0.0.1:8000:8000"],
+        "worker-gpu": [],
+        "service-gpu": ["127.0.0.1:8000:8000"],
+    }
+    assert services["valkey"]["networks"] == ["log"]
+    assert load()["networks"]["log"]["internal"] is True
+
+
+def test_every_service_has_a_health_check_that_exists(services: dict[str, Any]) -> None:
+    """The checks call programs of their images; ours is a module that takes the half's name."""
+    for name, about in services.items():
+        kind, program, *rest = about["healthcheck"]["test"]
+        assert kind == "CMD"
+        if name == "valkey":
+            assert [program, *rest] == ["valkey-cli", "ping"]
+        else:
+            assert [program, *rest] == ["python", "-m", "everlens.health", name.split("-")[0]]
+            assert hasattr(importlib.import_module("everlens.health"), "main")
+
+
+def test_dependencies_wait_for_the_log(services: dict[str, Any]) -> None:
+    """Both halves start when the log answers; the service does not wait for learning."""
+    conditions = {
+        half: {on: about["condition"] for on, about in services[half]["depends_on"].items()}
+        for half in HALVES
+    }
+
+    assert conditions == {
+        "worker": {"valkey": "service_healthy"},
+        "service": {"valkey": "service_healthy", "worker": "service_started"},
+        "worker-gpu": {"valkey": "service_healthy"},
+        "service-gpu": {"valkey": "service_healthy", "worker-gpu": "service_started"},
+    }
+
+
+def test_what_must_survive_lies_in_named_volumes(services: dict[str, Any]) -> None:
+    """Log, state and fetched models lie in volumes of the file, at the paths the programs use."""
+    mounts = {
+        name: dict(reversed(volume.split(":")) for volume in about.get("volumes", []))
+        for name, about in services.items()
+    }
+    environment = services["worker"]["environment"]
+
+    assert mounts["valkey"] == {"/data": "log"}
+    assert mounts["worker"][environment["EVERLENS_DATA_DIR"]] == "state"
+    assert mounts["worker"][environment["HF_HOME"]] == "models"
+    assert mounts["service"][environment["HF_HOME"]] == "models"
+
+
+def test_gpu_containers_reserve_a_device(services: dict[str, Any]) -> None:
+    """The profile `gpu` asks the engine for an NVIDIA device and runs an image of its own."""
+    for half in ("worker-gpu", "service-gpu"):
+        about = services[half]
+        (device,) = about["deploy"]["resources"]["reservations"]["devices"]
+        assert about["profiles"] == ["gpu"]
+        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        assert about["image"] == "everlens:gpu"
+
+
+def test_the_worker_leaves_the_processor_to_answers(services: dict[str, Any]) -> None:
+    """The learner runs on one thread at low priority, as `everlens up` starts it."""
+    worker = services["worker"]
+
+    assert worker["command"][:3] == ["nice", "-n", "10"]
+    assert worker["environment"]["OMP_NUM_THREADS"] == "1"

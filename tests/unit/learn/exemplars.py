@@ -1,0 +1,73 @@
+"""Real pictures as exemplars of a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from everlens.model.adapter import AdapterSpec
+from everlens.model.backbone import Backbone
+from everlens.pixels import encode_pixels
+from tests.pictures import PHOTOGRAPHS, crops
+from worker.learn.randomness import generator_for
+from worker.learn.replay import Exemplar, ReplayBuffer
+from worker.learn.tuning import Tuner, TuningConfig
+
+SPEC = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
+
+
+def exemplars(backbone: Backbone, classes: Sequence[int], top_blocks: int = 2) -> list[Exemplar]:
+    """Return one exemplar a class index: different parts of as many photographs."""
+    size = backbone.pixels.size
+    parts = {c: crops(PHOTOGRAPHS[c], len(classes), size) for c in set(classes)}
+    pictures = [parts[c][k] for k, c in enumerate(classes)]
+    trunk, _ = backbone.image_tower.cut(top_blocks)
+    with torch.no_grad():
+        states = trunk(backbone.images(pictures)).states.half()
+    return [
+        Exemplar(k, c, None, encode_pixels(picture), state)
+        for k, (c, picture, state) in enumerate(zip(classes, pictures, states, strict=True))
+    ]
+
+
+def buffer_of(kept: Sequence[Exemplar]) -> ReplayBuffer:
+    """Return a buffer with room to spare."""
+    buffer = ReplayBuffer(64 << 20)
+    buffer.add(kept, generator_for(0))
+    return buffer
+
+
+class Lesson:
+    """A tuner with the class texts of the photographs."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: AdapterSpec = SPEC,
+        *,
+        seed: int = 0,
+        steps: int = 3,
+        replay_samples: int = 0,
+    ) -> None:
+        config = TuningConfig(seed, 1e-2, 1e-2, steps, replay_samples)
+        self.tuner = Tuner(backbone, spec, config)
+        self.vectors = [backbone.name_embedding(name).clone() for name in PHOTOGRAPHS]
+
+    def teach(
+        self, batch: Sequence[Exemplar], replay: ReplayBuffer | None = None, number: int = 1
+    ) -> list[float]:
+        """Take the steps of one batch."""
+        return self.tuner.tune(
+            batch,
+            replay if replay is not None else ReplayBuffer(1),
+            lambda e: self.vectors[e.class_index],
+            lambda e: e.text or f"a photo of a {PHOTOGRAPHS[e.class_index]}.",
+            number,
+        )
+
+
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Return whether two states have the same tensors to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

@@ -1,0 +1,128 @@
+"""A running service as tests see it, and versions made by hand for it to swap in."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from everlens.artifact import Manifest, digest_of
+from everlens.bus.stream import Stream
+from everlens.bus.versions import Publisher
+from everlens.model.fusion import Fusion
+from everlens.model.parts import (
+    encode_classes,
+    encode_evidence,
+    encode_factor,
+    encode_fusion,
+)
+from everlens.model.snapshot import Snapshot
+from everlens.pixels import Pixels
+from everlens.records import DeadLetter
+from service.context import Model, Service
+from service.images import PictureLimits, read_picture
+
+LIMITS = PictureLimits(bytes_max=12 * 2**20, pixels_max=64_000_000)
+
+
+def encoded(picture: np.ndarray | Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    """Return the file of a picture."""
+    whole = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    whole.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def as_text(image: bytes) -> str:
+    """Return a picture as it stands in JSON."""
+    return base64.b64encode(image).decode()
+
+
+@dataclass
+class Api:
+    """A running service, a client of it, and the learner's side of its log."""
+
+    client: httpx.AsyncClient
+    service: Service
+    stream: Stream
+    manifests: list[Manifest] = field(default_factory=list)
+
+    @property
+    def model(self) -> Model:
+        return self.service.loaded()
+
+    @property
+    def seq(self) -> int:
+        """The last number that the log has given."""
+        state = self.stream.state()
+        assert state is not None
+        return state.seq
+
+    async def teach(self, label: str, image: bytes, **fields: Any) -> httpx.Response:
+        sample = {"image": as_text(image), "label": label, **fields}
+        return await self.client.post("/samples", json=sample)
+
+    async def ask(self, image: bytes, **fields: Any) -> httpx.Response:
+        return await self.client.post("/classify", json={"image": as_text(image), **fields})
+
+    def publish(
+        self,
+        pictures: Mapping[str, bytes],
+        *,
+        learned_through: int,
+        dead: Sequence[DeadLetter] = (),
+        damage: str = "",
+        fingerprint: str = "",
+    ) -> Manifest:
+        """Publish a version that has learnt one picture a class; `damage` spoils that part."""
+        base = self.model.serving.base
+        parts = learnt_parts(base, pictures)
+        parent = self.manifests[-1].digest if self.manifests else ""
+        manifest = Manifest(
+            version=len(self.manifests) + 1,
+            parent=parent,
+            fingerprint=fingerprint or base.backbone.fingerprint,
+            learned_through=learned_through,
+            samples=len(pictures),
+            classes=len(pictures),
+            parts={name: digest_of(part) for name, part in parts.items()},
+        )
+        publisher = Publisher(self.stream)
+        publisher.store({digest_of(part): part for part in parts.values()})
+        if damage:
+            self.stream.client.set(self.stream.keys.part(manifest.parts[damage]), b"not a part")
+        publisher.publish(manifest, dead)
+        publisher.collect(manifest.version)
+        self.manifests.append(manifest)
+        return manifest
+
+    async def served(self, manifest: Manifest) -> Snapshot:
+        """Return the snapshot of a published version once it serves."""
+        assert await self.model.serving.wait_learned(manifest.learned_through, 10)
+        return self.model.serving.current
+
+
+def pixels_of(image: bytes, snapshot: Snapshot) -> Pixels:
+    """Return a picture at the model's size."""
+    return read_picture(image, snapshot.backbone.pixels, LIMITS)
+
+
+def learnt_parts(base: Snapshot, pictures: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the parts of a version that has learnt one picture of each class."""
+    views = base.see([pixels_of(image, base) for image in pictures.values()])
+    feature_CD = functional.normalize(views.feature_BD, dim=-1)
+    text_CE = torch.stack([base.backbone.name_embedding(name) for name in pictures])
+    return {
+        "classes/0": encode_classes(list(pictures), text_CE),
+        "evidence/factor": encode_factor(torch.eye(feature_CD.shape[1])),
+        "evidence/0": encode_evidence(feature_CD, torch.ones(len(pictures), dtype=torch.int64)),
+        "fusion": encode_fusion(Fusion()),
+    }

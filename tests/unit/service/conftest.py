@@ -1,0 +1,66 @@
+"""A service over a real log and a small model, without a socket between it and the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx
+import pytest
+from skimage import data
+
+from everlens.bus.stream import Stream
+from everlens.model.backbone import Backbone
+from everlens.settings import Settings
+from service.app import create_app
+from tests.unit.service.api import Api, encoded
+
+Start = Callable[[Settings], AbstractAsyncContextManager[Api]]
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, bytes]:
+    """Photographs by what they show."""
+    return {
+        "astronaut": encoded(data.astronaut()),
+        "cat": encoded(data.chelsea()),
+        "coffee": encoded(data.coffee()),
+        "rocket": encoded(data.rocket()),
+    }
+
+
+@pytest.fixture(scope="session")
+def photo(photos: dict[str, bytes]) -> bytes:
+    """A photograph as JPEG."""
+    return photos["astronaut"]
+
+
+@pytest.fixture
+def settings(log_url: str, namespace: str) -> Settings:
+    """Settings of a service over the test's own log."""
+    return Settings(redis_url=log_url, namespace=namespace)
+
+
+@pytest.fixture
+def started(stream: Stream, tiny_clip: Backbone) -> Start:
+    """A context manager that runs a service with some settings."""
+
+    @asynccontextmanager
+    async def run(settings: Settings, backbone: Backbone = tiny_clip) -> AsyncIterator[Api]:
+        app = create_app(settings, lambda: backbone)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://everlens") as client,
+        ):
+            await app.state.service.settled.wait()
+            yield Api(client, app.state.service, stream)
+
+    return run
+
+
+@pytest.fixture
+async def api(started: Start, settings: Settings) -> AsyncIterator[Api]:
+    """A running service with the default settings."""
+    async with started(settings) as api:
+        yield api

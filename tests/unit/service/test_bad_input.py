@@ -1,0 +1,331 @@
+"""Bad input gets its status, a problem document that says what to do, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from skimage import data
+
+from everlens.settings import Settings
+from tests.unit.service.api import Api, as_text, encoded
+from tests.unit.service.conftest import Start
+
+pytestmark = pytest.mark.anyio
+
+GOOD = as_text(encoded(data.coffee()))
+CUT = as_text(encoded(data.coffee())[:2000])
+NO_PICTURE = as_text(b"these bytes are words")
+PNG = as_text(encoded(data.coffee(), "PNG")[:20])
+
+JSON = {"content-type": "application/json"}
+NDJSON = {"content-type": "application/x-ndjson"}
+
+
+def sample(**fields: Any) -> dict[str, Any]:
+    """A request to /samples with one good sample, but for these fields (None leaves one out)."""
+    whole = {"image": GOOD, "label": "cup", **fields}
+    return {"json": {name: value for name, value in whole.items() if value is not None}}
+
+
+def query(**fields: Any) -> dict[str, Any]:
+    """A request to /classify with one good query, but for these fields."""
+    whole = {"image": GOOD, "labels": ["cup"], **fields}
+    return {"json": {name: value for name, value in whole.items() if value is not None}}
+
+
+def text(content: str | bytes, headers: dict[str, str] = JSON) -> dict[str, Any]:
+    return {"content": content, "headers": headers}
+
+
+def form(fields: dict[str, Any], *images: bytes) -> dict[str, Any]:
+    files = [("image", ("picture.jpg", image, "image/jpeg")) for image in images]
+    return {"data": fields, "files": files}
+
+
+FILE = encoded(data.coffee())
+
+SAMPLES = {
+    "not an image": (sample(image=NO_PICTURE), 415, "unsupported-image", "image"),
+    "no bytes": (sample(image=""), 415, "unsupported-image", "image"),
+    "cut off": (sample(image=CUT), 422, "damaged-image", "image"),
+    "header only": (sample(image=PNG), 422, "damaged-image", "image"),
+    "bad base64": (sample(image="????"), 422, "invalid-fields", "image"),
+    "base64 without its end": (sample(image=GOOD[:-3]), 422, "invalid-fields", "image"),
+    "letters of no base64": (sample(image="häh"), 422, "invalid-fields", "image"),
+    "data URI of text": (sample(image="data:image/png,abc"), 422, "invalid-fields", "image"),
+    "image is a number": (sample(image=5), 422, "invalid-fields", "image"),
+    "no image": (sample(image=None), 422, "invalid-fields", "image"),
+    "no label": (sample(label=None), 422, "invalid-fields", "label"),
+    "empty label": (sample(label=""), 422, "invalid-fields", "label"),
+    "blank label": (sample(label=" \n\t "), 422, "invalid-fields", "label"),
+    "label of control characters": (sample(label="a\u0007b"), 422, "invalid-fields", "label"),
+    "label with a zero": (sample(label="a\u0000b"), 422, "invalid-fields", "label"),
+    "label that turns its direction": (sample(label="a\u202eb"), 422, "invalid-fields", "label"),
+    "label too long": (sample(label="a" * 201), 422, "invalid-fields", "label"),
+    "label huge": (sample(label="a" * 1_000_000), 422, "invalid-fields", "label"),
+    "label is a list": (sample(label=["a"]), 422, "invalid-fields", "label"),
+    "empty id": (sample(id=""), 422, "invalid-fields", "id"),
+    "id of control characters": (sample(id="a\nb"), 422, "invalid-fields", "id"),
+    "id is a number": (sample(id=7), 422, "invalid-fields", "id"),
+    "empty text": (sample(text=""), 422, "invalid-fields", "text"),
+    "text too long": (sample(text="a" * 501), 422, "invalid-fields", "text"),
+    "unknown field": (sample(lable="cup"), 422, "invalid-fields", "lable"),
+    "split": (sample(split="train"), 422, "invalid-fields", "split"),
+    "no JSON": (text("{"), 400, "bad-json", None),
+    "empty body": (text(""), 400, "bad-json", None),
+    "NaN": (text('{"image": NaN}'), 400, "bad-json", None),
+    "half a letter": (text(b'{"image": "\xff"}'), 400, "bad-json", None),
+    "unpaired surrogate": (text(rb'{"label": "\ud800"}'), 400, "bad-json", None),
+    "deep nesting": (text("[" * 200_000 + "]" * 200_000), 400, "bad-json", None),
+    "a little too deep": (text("[" * 33 + "]" * 33), 400, "bad-json", None),
+    "huge number": (text('{"id": ' + "9" * 5000 + "}"), 400, "bad-json", None),
+    "large number": (text('{"id": ' + "9" * 50 + "}"), 422, "invalid-fields", "id"),
+    "body is a text": (text('"cup"'), 422, "invalid-fields", "body"),
+    "body is null": (text("null"), 422, "invalid-fields", "body"),
+    "empty list": (text("[]"), 422, "invalid-fields", "body"),
+    "too many samples": ({"json": [sample()["json"]] * 257}, 422, "invalid-fields", "body"),
+    "list of texts": (text('["cup"]'), 422, "invalid-fields", "body"),
+    "plain text": (text("cup", {"content-type": "text/plain"}), 415, "unsupported-content", None),
+    "no content type": (text(FILE, {}), 415, "unsupported-content", None),
+    "raw picture": (
+        text(FILE, {"content-type": "image/jpeg"}),
+        415,
+        "unsupported-content",
+        None,
+    ),
+    "field in the address": (sample() | {"params": {"label": "x"}}, 422, "invalid-fields", "label"),
+    "NDJSON with a bad line": (text('{"image": 1}\n{', NDJSON), 400, "bad-json", None),
+    "NDJSON of nothing": (text("\n\n", NDJSON), 422, "invalid-fields", "body"),
+    "NDJSON of lines alone": (text("\n" * 10_000, NDJSON), 422, "invalid-fields", "body"),
+    "form without a file": (form({"label": "cup"}, *[]) | {"files": {"x": b""}}, 422, None, None),
+    "form without a label": (form({}, FILE), 422, "invalid-fields", "label"),
+    "form with an empty label": (form({"label": " "}, FILE), 422, "invalid-fields", "label"),
+    "form with an unknown field": (
+        form({"label": "cup", "split": "train"}, FILE),
+        422,
+        "invalid-fields",
+        "split",
+    ),
+    "form with two labels for three pictures": (
+        form({"label": ["a", "b"]}, FILE, FILE, FILE),
+        422,
+        "invalid-fields",
+        "label",
+    ),
+    "form with words as picture": (form({"label": "cup"}, b"words"), 415, "unsupported-image", None),
+    "form without its border": (
+        text(b"--x", {"content-type": "multipart/form-data"}),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form cut off": (
+        text(
+            b'--x\r\nContent-Disposition: form-data; name="label"\r\n\r\nc',
+            {"content-type": "multipart/form-data; boundary=x"},
+        ),
+        422,
+        "invalid-fields",
+        "image",
+    ),
+    "two ids that differ": (
+        sample(id="a") | {"headers": {"Idempotency-Key": "b"}},
+        422,
+        "invalid-fields",
+        "id",
+    ),
+    "header id of control characters": (
+        sample() | {"headers": {"Idempotency-Key": "a\u0007"}},
+        422,
+        "invalid-fields",
+        "Idempotency-Key",
+    ),
+    "one header id for a list": (
+        {"json": [sample()["json"]], "headers": {"Idempotency-Key": "a"}},
+        422,
+        "invalid-fields",
+        "Idempotency-Key",
+    ),
+    "20 MB": (sample(image="A" * 20_000_000), 413, "body-too-large", None),
+}
+
+QUERIES = {
+    "not an image": (query(image=NO_PICTURE), 415, "unsupported-image", "image"),
+    "cut off": (query(image=CUT), 422, "damaged-image", "image"),
+    "bad base64": (query(image="?"), 422, "invalid-fields", "image"),
+    "unknown field": (query(lables=["a"]), 422, "invalid-fields", "lables"),
+    "empty label": (query(labels=["cup", ""]), 422, "invalid-fields", "labels.1"),
+    "label of control characters": (query(labels=["\u0001"]), 422, "invalid-fields", "labels.0"),
+    "no labels": (query(labels=[]), 422, "invalid-fields", "labels"),
+    "labels twice": (query(labels=["cup", " cup"]), 422, "invalid-fields", "labels"),
+    "labels twice in Unicode": (query(labels=["é", "e\u0301"]), 422, "invalid-fields", "labels"),
+    "too many labels": (query(labels=list(map(str, range(1001)))), 422, "invalid-fields", "labels"),
+    "labels is a text": (query(labels="cup"), 422, "invalid-fields", "labels"),
+    "top of none": (query(top=0), 422, "invalid-fields", "top"),
+    "top as text": (query(top="5"), 422, "invalid-fields", "top"),
+    "top as fraction": (query(top=1.5), 422, "invalid-fields", "top"),
+    "version below zero": (query(version=-1), 422, "invalid-fields", "version"),
+    "unknown version": (query(version=77), 404, "unknown-version", None),
+    "unknown version without labels": (query(version=77, labels=None), 404, "unknown-version", None),
+    "wait beyond the limit": (query(wait_s=301), 422, "invalid-fields", "wait_s"),
+    "wait for an unknown id": (query(wait_for="nobody"), 404, "unknown-sample", None),
+    "wait for a number not given yet": (query(wait_for=1), 404, "unknown-sample", None),
+    "wait for nothing": (query(wait_for=0), 404, "unknown-sample", None),
+    "wait for a number below zero": (query(wait_for=-5), 404, "unknown-sample", None),
+    "nothing learnt": (query(labels=None), 409, "nothing-learnt", None),
+    "nothing learnt, frozen base": (query(labels=None, version=0), 409, "nothing-learnt", None),
+    "no JSON": (text("nope"), 400, "bad-json", None),
+    "deep nesting": (text('{"a":' * 100_000), 400, "bad-json", None),
+    "empty list": (text("[]"), 422, "invalid-fields", "body"),
+    "too many pictures": ({"json": [query()["json"]] * 257}, 422, "invalid-fields", "body"),
+    "wrong content type": (text("a", {"content-type": "text/html"}), 415, None, None),
+    "raw words": (
+        text(b"words", {"content-type": "image/jpeg"}) | {"params": {"labels": "cup"}},
+        415,
+        "unsupported-image",
+        None,
+    ),
+    "raw with an unknown field": (
+        text(FILE, {"content-type": "image/jpeg"}) | {"params": {"label": "cup"}},
+        422,
+        "invalid-fields",
+        "label",
+    ),
+    "raw with top twice": (
+        text(FILE, {"content-type": "image/jpeg"}) | {"params": {"top": ["1", "2"]}},
+        422,
+        "invalid-fields",
+        "top",
+    ),
+    "raw with a wordy top": (
+        text(FILE, {"content-type": "image/jpeg"}) | {"params": {"top": "many"}},
+        422,
+        "invalid-fields",
+        "top",
+    ),
+    "form with two pictures": (form({"labels": "cup"}, FILE, FILE), 400, "bad-request", None),
+    "form with an unknown field": (form({"x": "cup"}, FILE), 422, "invalid-fields", "x"),
+    "20 MB": (
+        text(bytes(20_000_000), {"content-type": "image/jpeg"}),
+        413,
+        "body-too-large",
+        None,
+    ),
+}
+
+
+def cases(table: dict[str, Any]) -> Callable[..., Any]:
+    values = [pytest.param(*case, id=name) for name, case in table.items()]
+    return pytest.mark.parametrize(("request_", "status", "kind", "field"), values)
+
+
+def check_problem(response: Any, status: int, kind: str | None, field: str | None) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status
+    assert problem["title"]
+    assert len(problem["detail"]) > 10
+    assert problem["instance"] == response.request.url.path
+    if kind is not None:
+        assert problem["type"] == f"/problems/{kind}"
+    if field is not None:
+        assert field in {error["field"] for error in problem["errors"]}
+
+
+@cases(SAMPLES)
+async def test_bad_sample_is_refused_and_changes_nothing(api: Api, request_, status, kind, field):
+    """Each bad sample gets its status and type, names the field, and takes no number."""
+    check_problem(await api.client.post("/samples", **request_), status, kind, field)
+    assert api.seq == 0
+
+
+@cases(QUERIES)
+async def test_bad_query_is_refused(api: Api, request_, status, kind, field):
+    """Each bad query gets its status and type, and names the field."""
+    check_problem(await api.client.post("/classify", **request_), status, kind, field)
+    assert api.seq == 0
+
+
+async def test_one_bad_item_refuses_the_whole_list(api: Api):
+    """A list is taken whole or not at all, and the problem says which item is to blame."""
+    good, bad = sample()["json"], sample(label="")["json"]
+    response = await api.client.post("/samples", json=[good, bad, good, bad])
+    check_problem(response, 422, "invalid-fields", "label")
+    assert [error["index"] for error in response.json()["errors"]] == [1, 3]
+    words = sample(image=NO_PICTURE)["json"]
+    response = await api.client.post("/samples", json=[good, good, words])
+    check_problem(response, 415, "unsupported-image", "image")
+    assert [error["index"] for error in response.json()["errors"]] == [2]
+    lines = "\n".join(json.dumps(item) for item in (good, bad))
+    response = await api.client.post("/samples", **text(lines, NDJSON))
+    assert [error["index"] for error in response.json()["errors"]] == [1]
+    assert api.seq == 0
+
+
+async def test_one_bad_query_refuses_the_whole_list(api: Api):
+    """A list of queries with a damaged picture is refused, and the problem says which it is."""
+    queries = [query()["json"], query(image=CUT)["json"]]
+    response = await api.client.post("/classify", json=queries)
+    check_problem(response, 422, "damaged-image", "image")
+    assert response.json()["errors"][0]["index"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/samples/nobody", 404),
+        ("GET", "/classes/nothing", 404),
+        ("GET", "/versions/9", 404),
+        ("GET", "/versions/nine", 422),
+        ("GET", "/versions?limit=0", 422),
+        ("PUT", "/samples", 405),
+        ("GET", "/classify", 405),
+        ("POST", "/livez", 405),
+    ],
+)
+async def test_wrong_addresses_are_problems_too(api: Api, method, path, status):
+    """Unknown routes, methods, and things are problem documents like every other error."""
+    response = await api.client.request(method, path)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["detail"]
+
+
+async def test_names_beyond_the_text_tower_are_refused(
+    started: Start, settings: Settings, tiny_clip
+):
+    """A name of which the text tower would read only the beginning is refused, not cut."""
+    import torch
+
+    def tokenize(texts):
+        return torch.zeros(len(texts), 99 if "long" in texts[0] else 8, dtype=torch.int64)
+
+    async with started(settings, replace(tiny_clip, tokenize=tokenize)) as api:
+        check_problem(
+            await api.client.post("/samples", **sample(label="long")), 422, "invalid-fields", "label"
+        )
+        check_problem(
+            await api.client.post("/classify", **query(labels=["short", "long"])),
+            422,
+            "invalid-fields",
+            "labels.1",
+        )
+        assert api.seq == 0
+
+
+async def test_no_fault_of_ours_shows_its_inside(api: Api, monkeypatch):
+    """An exception that nobody foresaw is a 500 problem without a trace of the code."""
+
+    async def fail():
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(api.service.log, "backlog", fail)
+    response = await api.client.get("/learning")
+    check_problem(response, 500, "internal", None)
+    assert "secret" not in response.text
