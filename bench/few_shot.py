@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ SHOTS = {"caltech": (0, 1, 5, 15), "pacs": (0, 1, 3, 20)}
 
 def squares(pack: Pack, backbone: Backbone) -> list[Pixels]:
     """Return all pictures of a pack at the model's size."""
-    resize = "squash" if backbone.pixels.resize == "squash" else "shortest"
-    return [
-        to_square(picture, backbone.pixels.size, resize).numpy() for picture in pack.pictures()
-    ]
+    resize: Literal["squash", "shortest"] = (
+        "squash" if backbone.pixels.resize == "squash" else "shortest"
+    )
+    return [to_square(picture, backbone.pixels.size, resize).numpy() for picture in pack.pictures()]
 
 
 def order_of(pack: Pack, shots: int, seed: int) -> list[int]:
@@ -49,8 +50,11 @@ def order_of(pack: Pack, shots: int, seed: int) -> list[int]:
 
 
 def served_accuracy(
-    backbone: Backbone, train: tuple[Pack, list[Pixels]], test: tuple[Pack, list[Pixels]],
-    shots: int, seed: int,
+    backbone: Backbone,
+    train: tuple[Pack, list[Pixels]],
+    test: tuple[Pack, list[Pixels]],
+    shots: int,
+    seed: int,
 ) -> float:
     """Return the class-mean accuracy of served answers after `shots` labels a class."""
     settings = load_settings()
@@ -89,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backbone = load_backbone(
         settings.model, settings.pretrained, device=choose_device(settings.device)
     )
-    figures = {
-        name: measure(backbone, folder, name, options.seeds) for name in options.packs
-    }
+    figures = {name: measure(backbone, folder, name, options.seeds) for name in options.packs}
     print(json.dumps({"model": backbone.name, "seeds": options.seeds, "accuracy": figures}))
     return 0
 
@@ -108,7 +110,9 @@ def measure(backbone: Backbone, folder: Path, name: str, seeds: int) -> dict[str
         mean, spread = float(np.mean(values)), float(np.std(values))
         figures[str(shots)] = [round(mean, 4), round(spread, 4)]
         seconds = time.monotonic() - started
-        print(f"{name:10} {shots:3} labels  {mean:.3f} ± {spread:.3f}  ({seconds:.0f} s)", flush=True)
+        print(
+            f"{name:10} {shots:3} labels  {mean:.3f} ± {spread:.3f}  ({seconds:.0f} s)", flush=True
+        )
     return figures
 
 

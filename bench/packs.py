@@ -3,7 +3,7 @@ Pictures for the benches and tests: packs of JPEG files outside the repo, read o
 
 A pack is a folder with `train.npz`, `test.npz` (the files end to end, offsets, labels, domains) and
 `index.json` (names of classes and domains). The folder of packs is `--data`, else the variable
-EVERLENS_TEST_DATA, else `../shared/data` beside the repo.
+PACKS_DIR, else `../shared/data` beside the repo.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Pack(NamedTuple):
 
 def data_folder(argument: str | None = None) -> Path:
     """Return the folder of packs; it need not exist."""
-    chosen = argument or os.environ.get("EVERLENS_TEST_DATA")
+    chosen = argument or os.environ.get("PACKS_DIR")
     return Path(chosen) if chosen else REPOSITORY.parent / "shared" / "data"
 
 

@@ -291,7 +291,7 @@ def compare_resizes(folder: Path, glue: dict[str, Tensor], jury: Jury) -> dict[s
 def main() -> None:
     """Fit, choose, write, measure; the last line is JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretrain")
-    parser.add_argument("--data", help="folder of packs; default EVERLENS_TEST_DATA")
+    parser.add_argument("--data", help="folder of packs; default PACKS_DIR")
     parser.add_argument("--out", type=Path, default=GLUE_PATH, help="the file to write")
     arguments = parser.parse_args()
     folder = data_folder(arguments.data)

@@ -15,6 +15,7 @@ from everlens.bus.stream import Stream
 from everlens.model.backbone import Backbone, load_backbone
 from tests.tiny_clip import write_tiny_clip
 
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Asynchronous tests run on asyncio alone."""

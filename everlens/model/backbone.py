@@ -94,11 +94,9 @@ class Backbone:
         return functional.normalize(functional.normalize(embedding_TE, dim=-1).mean(dim=0), dim=-1)
 
     def name_fits(self, name: str) -> bool:
-        """Whether the text tower reads every prompt of the name to its end, a token to spare."""
-        # Tokenizers cut silently: what is cut is the same however the text goes on.
-        prompts = [template.format(name) for template in self.templates]
-        pairs = [self.tokenize([prompt, f"{prompt} a"]) for prompt in prompts]
-        return not any(torch.equal(row, longer) for row, longer in pairs)
+        """Whether the text tower reads the whole name: one more word would change its tokens."""
+        prompt = max(self.templates, key=len).format(name)
+        return not torch.equal(self.tokenize([prompt]), self.tokenize([f"{prompt} thing"]))
 
 
 def load_backbone(

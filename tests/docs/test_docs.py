@@ -24,7 +24,8 @@ def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```text\n(.*?)```", readme, re.DOTALL)
     assert block is not None
-    named, path = set(), []
+    named: set[str] = set()
+    path: list[str] = []
     for line in block[1].splitlines():
         entry = re.match(r"( *)(\S+)", line)
         if entry is None:
@@ -37,10 +38,14 @@ def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
 
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.lua"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     sources = {
-        name for name in tracked
+        name
+        for name in tracked
         if name.split("/")[0] in {"everlens", "service", "worker", "bench"}
         and not name.endswith("__init__.py")
     }

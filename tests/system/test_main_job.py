@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import numpy as np
@@ -44,7 +45,7 @@ class Asking:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -76,7 +77,7 @@ class Job:
         self.classes = sorted(places.tolist())
         self.names = [self.train.classes[c] for c in self.classes]
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,7 +88,7 @@ class Job:
         shares = []
         for c in classes:
             right = [
-                self.train.classes[c] == self.ask(encoded(self.test, place), **fields)[0]
+                self.train.classes[c] == self.ask(encoded(self.test, int(place)), **fields)[0]
                 for place in np.flatnonzero(self.test.labels == c)
             ]
             shares.append(statistics.mean(right))
@@ -103,7 +104,7 @@ class Job:
         """Yield labelled pictures, class by class."""
         for c in self.classes:
             for place in np.flatnonzero(self.train.labels == c)[:SHOTS]:
-                image = encoded(self.train, place)
+                image = encoded(self.train, int(place))
                 yield {"image": image, "label": self.train.classes[c], "id": f"{c}/{place}"}
 
     def answers(self) -> list[tuple[object, int]]:

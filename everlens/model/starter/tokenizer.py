@@ -30,7 +30,7 @@ class WordPiece:
         # Names come from clients: one that spells [PAD] must not become padding.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.enable_truncation(TOKENS_MAX)
-        self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+        self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")  # noqa: S106 - no password
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return the ids of `texts`, int64, texts × longest, 0 where a text has ended."""

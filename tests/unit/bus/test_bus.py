@@ -260,7 +260,9 @@ def test_head_follows_the_publication(ask, stream: Stream) -> None:
     assert (made, b"numbers") == (found, part)
     assert [(1, None), (None, "not a JPEG"), (None, None)] == states
     assert (1, 10, made.digest) == (
-        lineage[0]["version"], lineage[0]["learned_through"], lineage[0]["digest"]
+        lineage[0]["version"],
+        lineage[0]["learned_through"],
+        lineage[0]["digest"],
     )
 
 

@@ -39,7 +39,7 @@ PHOTOGRAPHS = {"chelsea": "cat", "coffee": "cup of coffee", "rocket": "rocket"}
 
 needs_packs = pytest.mark.skipif(
     not (data_folder() / "pacs").is_dir(),
-    reason="the folder of packs is not there; name it in EVERLENS_TEST_DATA",
+    reason="the folder of packs is not there; name it in PACKS_DIR",
 )
 
 

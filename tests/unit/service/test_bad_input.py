@@ -116,7 +116,12 @@ SAMPLES = {
         "invalid-fields",
         "label",
     ),
-    "form with words as picture": (form({"label": "cup"}, b"words"), 415, "unsupported-image", None),
+    "form with words as picture": (
+        form({"label": "cup"}, b"words"),
+        415,
+        "unsupported-image",
+        None,
+    ),
     "form without its border": (
         text(b"--x", {"content-type": "multipart/form-data"}),
         400,
@@ -170,7 +175,12 @@ QUERIES = {
     "top as fraction": (query(top=1.5), 422, "invalid-fields", "top"),
     "version below zero": (query(version=-1), 422, "invalid-fields", "version"),
     "unknown version": (query(version=77), 404, "unknown-version", None),
-    "unknown version without labels": (query(version=77, labels=None), 404, "unknown-version", None),
+    "unknown version without labels": (
+        query(version=77, labels=None),
+        404,
+        "unknown-version",
+        None,
+    ),
     "wait beyond the limit": (query(wait_s=301), 422, "invalid-fields", "wait_s"),
     "wait for an unknown id": (query(wait_for="nobody"), 404, "unknown-sample", None),
     "wait for a number not given yet": (query(wait_for=1), 404, "unknown-sample", None),
@@ -308,7 +318,10 @@ async def test_names_beyond_the_text_tower_are_refused(
 
     async with started(settings, replace(tiny_clip, tokenize=tokenize)) as api:
         check_problem(
-            await api.client.post("/samples", **sample(label="long")), 422, "invalid-fields", "label"
+            await api.client.post("/samples", **sample(label="long")),
+            422,
+            "invalid-fields",
+            "label",
         )
         check_problem(
             await api.client.post("/classify", **query(labels=["short", "long"])),

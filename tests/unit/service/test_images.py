@@ -271,7 +271,9 @@ def test_long_sides_and_stripes_are_refused():
 
 def test_large_files_are_refused():
     """A file over the limit of bytes is a 422 that names the limit."""
-    assert "at most 1000" in str(refusal(encoded(data.coffee(), "JPEG"), PictureLimits(1000, 10**8)))
+    assert "at most 1000" in str(
+        refusal(encoded(data.coffee(), "JPEG"), PictureLimits(1000, 10**8))
+    )
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])

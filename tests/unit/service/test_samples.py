@@ -77,9 +77,7 @@ async def test_the_same_id_with_another_body_is_a_conflict(api: Api, photos, oth
 
 async def test_a_list_is_accepted_in_its_order(api: Api, photos):
     """A JSON list gives a list of records in the same order; all repeats are a 200."""
-    items = [
-        {"image": as_text(image), "label": name, "id": name} for name, image in photos.items()
-    ]
+    items = [{"image": as_text(image), "label": name, "id": name} for name, image in photos.items()]
     response = await api.client.post("/samples", json=items)
     assert response.status_code == 202
     assert [record["id"] for record in response.json()] == list(photos)
@@ -212,9 +210,9 @@ async def test_the_same_id_at_the_same_time_is_accepted_once(api: Api, photos):
 
 async def test_an_absent_log_is_a_503_that_says_to_retry(started: Start, settings, tmp_path, photo):
     """Without the log a sample's fate is unknown: 503, with the advice to send the same id."""
-    from everlens.bus.server import EmbeddedServer
     from everlens.bus.connect import connect
     from everlens.bus.keys import Keys
+    from everlens.bus.server import EmbeddedServer
     from everlens.bus.stream import Stream
 
     server = EmbeddedServer(tmp_path / "log", maxmemory_bytes=64 * 2**20)

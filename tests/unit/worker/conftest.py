@@ -4,75 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
-import torch
-from sklearn.datasets import load_digits
 
 from everlens.bus.admission import Admission, Admittable
 from everlens.bus.connect import connect, connect_async
 from everlens.bus.keys import Keys
-from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
 from everlens.model.adapter import AdapterSpec
-from everlens.model.backbone import Backbone, load_backbone
+from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion
 from everlens.pixels import Pixels, encode_pixels
 from everlens.records import Receipt, Sample
 from everlens.wire import encode_sample
-from tests.tiny_clip import write_tiny_clip
+from tests.pictures import NUMBERS, digits
 from worker.commit import StateFile
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
 
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PACE = Pace(
     batch_size=4, linger_s=0.01, adapter_every_batches=3, adapter_idle_s=60.0, id_window=1000
 )
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    embedded = EmbeddedServer(tmp_path_factory.mktemp("redis"), maxmemory_bytes=256 << 20)
-    embedded.start()
-    yield embedded
-    embedded.stop()
-
-
-@pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    folder = write_tiny_clip(tmp_path_factory.mktemp("tiny"))
-    return load_backbone(str(folder), "random", device=torch.device("cpu"))
-
-
 @pytest.fixture
-def keys() -> Keys:
-    return Keys(f"test-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def client(server: EmbeddedServer) -> Iterator[redis.Redis]:
-    connection = connect(server.url)
+def client(log_url: str) -> Iterator[redis.Redis]:
+    connection = connect(log_url)
     yield connection
     connection.close()
 
 
 def digit_samples(count: int, size: int = 32) -> list[Sample]:
     """Return the first digits of the set, in its own order, as admitted samples."""
-    digits = load_digits()
+    grey_levels, numbers = digits()
     samples = []
     for k in range(count):
-        grey = (digits.images[k] / 16 * 255).astype(np.uint8)
+        grey = (grey_levels[k].reshape(8, 8) / 16 * 255).astype(np.uint8)
         pixels: Pixels = np.repeat(np.kron(grey, np.ones((4, 4), np.uint8))[:, :, None], 3, axis=2)
         assert pixels.shape == (size, size, 3)
-        label = NUMBERS[int(digits.target[k])]
+        label = NUMBERS[numbers[k]]
         samples.append(Sample(f"digit-{k}", label, encode_pixels(pixels)))
     return samples
 
@@ -136,11 +112,17 @@ class Bench:
 
 @pytest.fixture
 def bench(
-    server: EmbeddedServer, client: redis.Redis, keys: Keys, backbone: Backbone, tmp_path: Path
+    log_url: str, namespace: str, client: redis.Redis, tiny_clip: Backbone, tmp_path: Path
 ) -> Bench:
-    stream = Stream(client, keys)
-    stream.create()
-    return Bench(server.url, client, keys, backbone, tmp_path)
+    """One fresh log and the small model; no learner yet."""
+    return fresh_bench(Bench(log_url, client, Keys(namespace), tiny_clip, tmp_path))
+
+
+def fresh_bench(bench: Bench, suffix: str = "") -> Bench:
+    """Return a bench over a log of its own, beside the given one."""
+    keys = Keys(bench.keys.namespace + suffix)
+    Stream(bench.client, keys).create()
+    return replace(bench, keys=keys)
 
 
 def until_cursor(loop: Loop, cursor: int, turns_max: int = 500) -> Callable[[], bool]:

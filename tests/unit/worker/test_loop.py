@@ -6,15 +6,16 @@ import json
 
 import pytest
 import torch
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, until_cursor
 
 from everlens.bus.admission import Admittable
+from everlens.bus.scripts import text
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, Fenced, OtherLog, StateError
 from everlens.model.backbone import load_backbone
 from everlens.records import EntryKind
 from tests.tiny_clip import write_tiny_clip
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench, until_cursor
 from worker.loop import Loop
 
 
@@ -63,7 +64,7 @@ def test_adapter_is_published_after_so_many_batches(bench: Bench) -> None:
 
     lineage = bench.client.hgetall(bench.keys.lineage)
     adapters = [
-        json.loads(line.decode().partition(" ")[2])["adapter"]
+        json.loads(text(line).partition(" ")[2])["adapter"]
         for _, line in sorted(lineage.items(), key=lambda item: int(item[0]))
     ]
     # Three batches of evidence, then the adapter as a version, then one more of evidence.
@@ -97,11 +98,7 @@ def test_restart_after_every_batch_gives_the_same_bits(bench: Bench, tune: str) 
     """A learner that is restarted between all batches ends as one that ran through."""
     bench.admit(digit_samples(24))
     through = bench.loop("through", tune=tune)
-    # The log is trimmed as it is learnt, so the second learner reads its own copy.
-    copy = Bench(bench.url, bench.client, type(bench.keys)(bench.keys.namespace + "-2"),
-                 bench.backbone, bench.directory)
-    copied = Stream(copy.client, copy.keys)
-    copied.create()
+    copy = fresh_bench(bench, "-copy")  # a log is trimmed as it is learnt
     copy.admit(digit_samples(24))
     run_to(through, 24)
 
@@ -117,9 +114,7 @@ def test_restart_after_every_batch_gives_the_same_bits(bench: Bench, tune: str) 
 def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
     """Evidence committed but not published, tuned but not committed: nothing is lost or doubled."""
     bench.admit(digit_samples(16))
-    copy = Bench(bench.url, bench.client, type(bench.keys)(bench.keys.namespace + "-2"),
-                 bench.backbone, bench.directory)
-    Stream(copy.client, copy.keys).create()
+    copy = fresh_bench(bench, "-copy")
     copy.admit(digit_samples(16))
     through = run_to(bench.loop("through"), 16)
 
@@ -167,7 +162,7 @@ def test_state_of_another_base_model_is_refused(bench: Bench, tmp_path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     other = load_backbone(str(folder), "random", device=torch.device("cpu"))
 
-    with pytest.raises(StateError, match="another base model.*EVERLENS_MODEL"):
+    with pytest.raises(StateError, match=r"another base model.*EVERLENS_MODEL"):
         run_to(bench.loop(backbone=other), 8)
 
 
@@ -226,7 +221,7 @@ def test_damaged_state_is_noticed(bench: Bench) -> None:
     loop.state.db.execute("UPDATE blobs SET content = zeroblob(100) WHERE name = 'tuner'")
     loop.state.close()
 
-    with pytest.raises(StateError, match="damaged.*tuner"):
+    with pytest.raises(StateError, match=r"damaged.*tuner"):
         run_to(bench.loop(), 8)
 
 
