@@ -201,3 +201,26 @@ def test_second_interrupt_kills(data_dir: Path) -> None:
         until(lambda: not processes_naming(str(data_dir)), 15, "no child left", launcher.log)
 
     assert code == 130
+
+
+def test_demo_and_status_report_what_was_learnt(running: Running) -> None:
+    """`everlens demo` teaches class by class and prints a line for each; status counts them."""
+    environment = clean_environment(port=str(running.port))
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "everlens.cli", *words]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout
+
+    shown = said("demo", "--classes", "2", "--per-class", "3")
+    told = said("status")
+
+    rows = [line.split("│")[1:-1] for line in shown.splitlines() if "digit" in line and "│" in line]
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == [
+        ("digit zero", "3"),
+        ("digit one", "3"),
+    ]
+    assert all("%" in row[2] and "%" in row[3] for row in rows)
+    assert f"http://127.0.0.1:{running.port}, ready" in told

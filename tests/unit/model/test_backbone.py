@@ -165,7 +165,7 @@ def test_a_template_without_its_place_is_refused(templates: str) -> None:
 
 def test_a_known_model_without_weights_names_its_tags(calls_out: list[str]) -> None:
     """Without EVERLENS_PRETRAINED the error lists what may stand there."""
-    with pytest.raises(ModelError, match="needs EVERLENS_PRETRAINED.*laion2b_s34b_b79k"):
+    with pytest.raises(ModelError, match=r"needs EVERLENS_PRETRAINED.*laion2b_s34b_b79k"):
         load_backbone("ViT-B-32", device=CPU)
     assert calls_out == []
 

@@ -1,0 +1,181 @@
+"""The learner: two clocks over one stream, a function of settings and entries alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from everlens.model.backbone import Backbone
+from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.pixels import encode_pixels
+from tests.pictures import PHOTOGRAPHS, crops
+from tests.unit.learn.exemplars import SPEC, same_bits
+from worker.learn.evidence import EvidenceSums
+from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.learn.tuning import TuningConfig
+
+
+def learner(backbone: Backbone, *, replay_bytes: int = 1 << 20, seed: int = 0) -> Learner:
+    tuning = TuningConfig(seed, 1e-2, 1e-2, steps=2, replay_samples=3)
+    return Learner(backbone, LearnerConfig(SPEC, tuning, replay_bytes))
+
+
+def labelled(classes: list[int], size: int = 32) -> list[LabelledPixels]:
+    parts = {c: crops(PHOTOGRAPHS[c], len(classes), size) for c in set(classes)}
+    return [
+        LabelledPixels(
+            k + 1, f"s{k}", PHOTOGRAPHS[c], None, encode_pixels(parts[c][k]), parts[c][k]
+        )
+        for k, c in enumerate(classes)
+    ]
+
+
+@pytest.fixture
+def base(tiny_clip: Backbone) -> Snapshot:
+    return base_snapshot(tiny_clip, SPEC.top_blocks)
+
+
+STREAM = [0, 1, 1, 2, 0, 3, 2, 1, 0, 3]
+
+
+def sums_of(one: Learner) -> EvidenceSums:
+    assert one.sums is not None
+    return one.sums
+
+
+def test_evidence_does_not_depend_on_the_batches(tiny_clip: Backbone, base: Snapshot) -> None:
+    """One batch of ten, or ten of one: the same classes, and sums of the same samples."""
+    whole, single = learner(tiny_clip), learner(tiny_clip)
+    samples = labelled(STREAM)
+    whole.observe(samples, base)
+    for sample in samples:
+        single.observe([sample], base)
+    assert single.class_names == whole.class_names == ["astronaut", "cat", "coffee", "rocket"]
+    assert sums_of(single).count_C.tolist() == sums_of(whole).count_C.tolist() == [3, 3, 2, 2]
+    for name, tensor in sums_of(whole).tensors().items():
+        # One forward pass of ten pictures and ten of one differ by float32 rounding.
+        torch.testing.assert_close(sums_of(single).tensors()[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_observing_leaves_batch_and_snapshot_alone(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Neither the samples nor the version that served are written to."""
+    samples = labelled(STREAM)
+    before = copy.deepcopy(samples)
+    top = {name: tensor.clone() for name, tensor in base.frozen_top.state_dict().items()}
+    one = learner(tiny_clip)
+    one.observe(samples, base)
+    one.tune()
+    assert all((a.pixels == b.pixels).all() for a, b in zip(samples, before, strict=True))
+    assert [s.image for s in samples] == [s.image for s in before]
+    assert same_bits(base.frozen_top.state_dict(), top)
+    assert base.classes.names == ()
+
+
+def test_rows_say_what_the_sums_took(tiny_clip: Backbone, base: Snapshot) -> None:
+    """With the features of its rows a batch can be subtracted again."""
+    one = learner(tiny_clip)
+    one.observe(labelled([0, 1]), base)
+    before = {name: tensor.clone() for name, tensor in sums_of(one).tensors().items()}
+    observation = one.observe(labelled(STREAM), base)
+    assert [(row.seq, row.id) for row in observation.rows] == [
+        (k + 1, f"s{k}") for k in range(len(STREAM))
+    ]
+    assert observation.new_classes == ["coffee", "rocket"]
+    sums_of(one).subtract(
+        torch.stack([row.feature_D for row in observation.rows]),
+        [row.class_index for row in observation.rows],
+    )
+    assert sums_of(one).count_C.tolist() == [1, 1, 0, 0]
+    after = sums_of(one).tensors()
+    torch.testing.assert_close(after["gram_DD"], before["gram_DD"], atol=1e-12, rtol=0)
+    torch.testing.assert_close(after["sum_CD"][:2], before["sum_CD"], atol=1e-12, rtol=0)
+
+
+def test_an_empty_batch_counts_and_changes_nothing(tiny_clip: Backbone, base: Snapshot) -> None:
+    """A batch whose entries were all bad moves the number that randomness depends on."""
+    one = learner(tiny_clip)
+    one.observe(labelled(STREAM), base)
+    one.tune()
+    state = one.tuner.state()
+    observation = one.observe([], base)
+    assert (one.batch, one.samples, one.tune()) == (2, len(STREAM), [])
+    assert (observation.rows, observation.new_classes, observation.refreshed) == ([], [], False)
+    assert (observation.buffer.added, observation.buffer.evicted) == ([], [])
+    assert same_bits(one.tuner.state(), state)
+
+
+def test_a_batch_is_tuned_once(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Asking twice takes the steps once."""
+    one = learner(tiny_clip)
+    one.observe(labelled(STREAM), base)
+    assert len(one.tune()) == 2
+    assert one.tune() == []
+
+
+def test_learning_repeats_to_the_bit(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Two learners over one stream end in the same bits; another seed ends elsewhere."""
+    ends = []
+    for seed in (0, 0, 1):
+        one = learner(tiny_clip, seed=seed, replay_bytes=40_000)
+        losses = []
+        for start in range(0, len(STREAM), 3):
+            one.observe(labelled(STREAM)[start : start + 3], base)
+            losses.append(one.tune())
+        kept = [e.seq for e in one.replay]
+        ends.append((losses, kept, {**one.tuner.state(), **sums_of(one).tensors()}))
+    assert ends[0][:2] == ends[1][:2]
+    assert same_bits(ends[0][2], ends[1][2])
+    assert not same_bits(ends[0][2], ends[2][2])
+
+
+def test_the_factor_is_made_anew_when_a_tenth_came(tiny_clip: Backbone, base: Snapshot) -> None:
+    """After every batch at first, later when the samples grew by a tenth."""
+    one, samples = learner(tiny_clip), labelled([0, 1] * 12)
+    made = [one.observe([sample], base).refreshed for sample in samples]
+    assert made[:11] == [True] * 11
+    assert [k + 1 for k, fresh in enumerate(made) if fresh][-4:] == [17, 19, 21, 24]
+    assert one.factor is not None
+    assert torch.equal(one.factor, sums_of(one).factor())
+
+
+def test_classes_are_scored_by_the_version_that_served(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Version 0 knows no class, so nothing is scored; what the snapshot lacks is left out."""
+    one = learner(tiny_clip)
+    one.observe(labelled(STREAM), base)
+    assert one.prequential.accuracy is None
+
+
+def test_the_adapters_head_takes_an_equal_share(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Its closed form stands on the buffer, the latest of each class where that is too large."""
+    one = learner(tiny_clip)
+    assert one.fit_adapter_head() is None
+    one.observe(labelled([0] * 7 + [1] * 2 + [2]), base)
+    head = one.fit_adapter_head()
+    assert head is not None
+    assert head.count_C.tolist() == [7, 2, 1]
+    assert [e.seq for e in one._balanced(6)] == [6, 7, 8, 9, 10]
+
+
+def test_before_any_step_the_adapters_head_is_the_evidence(
+    tiny_clip: Backbone, base: Snapshot
+) -> None:
+    """With B = 0 the tuned features are the frozen ones, up to the float16 of the trunk's cache."""
+    one = learner(tiny_clip)
+    one.observe(labelled(STREAM), base)
+    head = one.fit_adapter_head()
+    assert head is not None
+    expected = sums_of(one).mean_CD()
+    torch.testing.assert_close(head.mean_CD, expected, atol=1e-3, rtol=0)
+
+
+def test_adapter_texts_are_the_names_vectors(tiny_clip: Backbone, base: Snapshot) -> None:
+    """With a frozen text tower the adapter sees the classes' own text vectors."""
+    one = learner(tiny_clip)
+    one.observe(labelled(STREAM), base)
+    found_CE = one.adapter_text(slice(1, 3))
+    expected_CE = torch.stack([tiny_clip.name_embedding(n) for n in ("cat", "coffee")])
+    assert torch.equal(found_CE, expected_CE)
+    assert functional.cosine_similarity(found_CE[0], found_CE[1], dim=0) < 1

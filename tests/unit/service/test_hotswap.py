@@ -1,0 +1,148 @@
+"""New versions are swapped in while queries run; what is damaged leaves the old one serving."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from everlens.bus.versions import Follower
+from everlens.settings import Settings
+from service.hotswap import TRIES
+from tests.unit.service.api import Api
+from tests.unit.service.conftest import Start
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(condition, wait_s: float = 15.0) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
+
+
+async def test_versions_are_swapped_under_load_without_a_failed_answer(api: Api, photos):
+    """While versions follow each other, every query is answered and versions never fall."""
+    answers, stopped = [], False
+
+    async def keep_asking() -> None:
+        while not stopped:
+            answers.append(await api.ask(photos["cat"], labels=["cat", "coffee"]))
+
+    asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+    names = list(photos)
+    for count in range(1, 5):
+        pictures = {name: photos[name] for name in names[:count]}
+        await api.served(api.publish(pictures, learned_through=count))
+    stopped = True
+    await asyncio.gather(*asking)
+    assert {answer.status_code for answer in answers} == {200}
+    versions = [answer.json()["version"] for answer in answers]
+    assert {0, 4} <= set(versions) | {0, 4}
+    assert (await api.ask(photos["cat"])).json()["version"] == 4
+
+
+async def test_unchanged_parts_are_not_fetched_again(api: Api, photos, monkeypatch):
+    """A second version costs only the parts that differ from the first."""
+    fetched = []
+    part = Follower.part
+
+    async def fetching(self: Follower, digest: str) -> bytes:
+        fetched.append(digest)
+        return await part(self, digest)
+
+    monkeypatch.setattr(Follower, "part", fetching)
+    first = api.publish(photos, learned_through=4)
+    await api.served(first)
+    assert sorted(fetched) == sorted(set(first.parts.values()))
+    fetched.clear()
+    swapped = {name: photos["cat"] for name in photos}
+    second = api.publish(swapped, learned_through=5)
+    await api.served(second)
+    assert fetched == [second.parts["evidence/0"]]
+
+
+@pytest.mark.parametrize("damage", ["classes/0", "evidence/0", "evidence/factor", "fusion"])
+async def test_a_damaged_part_leaves_the_old_version_serving(api: Api, photos, damage, caplog):
+    """A spoilt part is refused, logged once and shown; the next good version is swapped in."""
+    await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))
+    others = {"coffee": photos["coffee"], "rocket": photos["rocket"]}
+    if damage in {"evidence/factor", "fusion"}:
+        # The same bytes as before: the service has them already and does not look again.
+        api.publish(others, learned_through=2, damage=damage)
+        assert await api.model.serving.wait_learned(2, 10)
+        return
+    with caplog.at_level(logging.ERROR, logger="service.hotswap"):
+        bad = api.publish(others, learned_through=2, damage=damage)
+        refused = api.model.swaps.refused
+        await until(lambda: bad.digest in refused and refused[bad.digest].tries >= TRIES)
+    assert len(caplog.records) == 1
+    assert (await api.ask(photos["cat"])).json()["version"] == 1
+    learning = (await api.client.get("/learning")).json()
+    assert [entry["version"] for entry in learning["refused_versions"]] == [2]
+    assert "damaged" in learning["refused_versions"][0]["reason"]
+    assert (await api.client.get("/readyz")).json()["version"] == 1
+    metrics = (await api.client.get("/metrics")).text
+    assert f"everlens_refused_versions_total {float(TRIES)}" in metrics
+    await asyncio.sleep(1.2)
+    assert refused[bad.digest].tries == TRIES, "a bad version is not tried for ever"
+    await api.served(api.publish(photos, learned_through=4))
+    assert (await api.ask(photos["cat"])).json()["version"] == 3
+
+
+async def test_another_base_model_is_refused(api: Api, photos):
+    """A version of another base model is never swapped in, and the reason names both."""
+    foreign = api.publish(photos, learned_through=4, fingerprint="f" * 64)
+    refused = api.model.swaps.refused
+    await until(lambda: foreign.digest in refused)
+    assert "base model" in refused[foreign.digest].reason
+    assert api.model.serving.current.version == 0
+
+
+async def test_a_part_collected_meanwhile_is_no_refusal(api: Api, photos, monkeypatch):
+    """When the head moves on while its parts are fetched, the new head is taken in silence."""
+    manifest = Follower.manifest
+    overtaken = False
+
+    async def overtaking(self: Follower, version: int, digest: str):
+        nonlocal overtaken
+        found = await manifest(self, version, digest)
+        if not overtaken:
+            overtaken = True
+            for part in set(found.parts.values()):
+                api.stream.client.delete(api.stream.keys.part(part))
+            api.publish(photos, learned_through=4)
+        return found
+
+    monkeypatch.setattr(Follower, "manifest", overtaking)
+    api.publish({"cat": photos["cat"]}, learned_through=1)
+    assert await api.model.serving.wait_learned(4, 10)
+    assert api.model.serving.current.version == 2
+    assert not api.model.swaps.refused
+
+
+async def test_a_service_that_starts_takes_the_head_before_it_is_ready(
+    api: Api, started: Start, settings: Settings, photos
+):
+    """A second service over the same log is ready only with the newest version."""
+    await api.served(api.publish(photos, learned_through=4))
+    async with started(settings) as other:
+        ready = (await other.client.get("/readyz")).json()
+        assert (ready["version"], ready["learned_through"]) == (1, 4)
+        answer = (await other.ask(photos["coffee"])).json()
+        assert answer["predictions"] == (await api.ask(photos["coffee"])).json()["predictions"]
+
+
+async def test_only_the_last_versions_are_kept(api: Api, photos):
+    """Of many versions the last eight can be asked, and the frozen base for ever."""
+    pictures = dict(photos)
+    for count in range(1, 12):
+        pictures[f"class {count}"] = photos["cat"]
+        await api.served(api.publish(pictures, learned_through=count))
+    assert api.model.serving.versions == [0, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert (await api.ask(photos["cat"], version=4)).status_code == 200
+    assert (await api.ask(photos["cat"], version=3)).status_code == 404
