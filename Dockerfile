@@ -54,5 +54,5 @@ EXPOSE 8000
 # Both halves end in order at SIGTERM, also as process 1.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-m", "everlens.health", "service"]
+    CMD ["python", "-m", "everlens.launch.health", "service"]
 CMD ["python", "-m", "service"]

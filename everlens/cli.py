@@ -14,8 +14,8 @@ import everlens
 from everlens.client import URL, ApiError, Client
 from everlens.demo import demo
 from everlens.errors import EverlensError
-from everlens.greeting import base_url
-from everlens.launch import up
+from everlens.launch.greeting import base_url
+from everlens.launch.supervisor import up
 from everlens.settings import load_settings
 
 EXIT_FAILED = 1

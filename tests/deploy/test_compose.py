@@ -146,8 +146,13 @@ def test_every_service_has_a_health_check_that_exists(services: dict[str, Any]) 
         if name == "valkey":
             assert [program, *rest] == ["valkey-cli", "ping"]
         else:
-            assert [program, *rest] == ["python", "-m", "everlens.health", name.split("-")[0]]
-            assert hasattr(importlib.import_module("everlens.health"), "main")
+            assert [program, *rest] == [
+                "python",
+                "-m",
+                "everlens.launch.health",
+                name.split("-")[0],
+            ]
+            assert hasattr(importlib.import_module("everlens.launch.health"), "main")
 
 
 def test_dependencies_wait_for_the_log(services: dict[str, Any]) -> None:

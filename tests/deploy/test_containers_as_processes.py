@@ -20,7 +20,7 @@ import pytest
 
 from everlens.bus.server import find_binary
 from everlens.client import Client
-from everlens.greeting import bundled_picture
+from everlens.launch.greeting import bundled_picture
 from tests.deploy.compose import load
 from tests.system.processes import Started, clean_environment, free_port, started, until
 from tests.tiny_clip import write_tiny_clip
@@ -131,7 +131,7 @@ def test_health_checks_tell_when_a_half_is_missing(containers: Containers) -> No
     """Without log, worker and service both checks fail, quickly and without a traceback."""
     for half in ("worker", "service"):
         done = subprocess.run(
-            [sys.executable, "-m", "everlens.health", half],
+            [sys.executable, "-m", "everlens.launch.health", half],
             env=containers.environment(half),
             capture_output=True,
             text=True,

@@ -21,8 +21,7 @@ def metric(features: Array, ridge: float = 1.0) -> Array:
     gram = ridge * np.eye(features.shape[1])
     for feature in features:
         gram += np.outer(unit(feature), unit(feature))
-    inverse: Array = np.linalg.inv(gram)
-    return inverse
+    return np.asarray(np.linalg.inv(gram), np.float64)
 
 
 def mean(features: Array, classes: Sequence[int], of: int) -> Array:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from everlens.client import Client
-from everlens.greeting import bundled_picture
+from everlens.launch.greeting import bundled_picture
 from tests.system.processes import (
     Started,
     clean_environment,

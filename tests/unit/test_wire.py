@@ -13,13 +13,13 @@ from everlens.errors import WireError
 from everlens.records import Sample
 from everlens.wire import decode_sample, encode_sample
 
-names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=200)
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=200)
 samples = st.builds(
     Sample,
     id=names,
     label=names,
     image=st.binary(max_size=300),
-    text=st.none() | st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=500),
+    text=st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=500),
 )
 
 

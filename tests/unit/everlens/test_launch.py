@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from everlens import program as program_module
+from everlens.launch import program as program_module
 from everlens.child import start_child, stop_child
 from everlens.errors import SettingsError
-from everlens.greeting import base_url, bundled_picture, curl_line, greeting, without_password
-from everlens.program import GaveUp, Program
-from everlens.tenure import check_port, hold_directory
+from everlens.launch.greeting import (
+    base_url,
+    bundled_picture,
+    curl_line,
+    greeting,
+    without_password,
+)
+from everlens.launch.program import GaveUp, Program
+from everlens.launch.tenure import check_port, hold_directory
 
 
 def test_every_installation_has_the_picture() -> None:

@@ -180,7 +180,7 @@ def test_rare_classes_are_found_where_ridge_gives_them_away() -> None:
     own = [classes[k] for k in learnt]
     head = served(head_of(sums_of(torch.from_numpy(features[learnt]).float(), own)))
     found_BC = evidence_scores(head, torch.from_numpy(features[asked]).float(), None)
-    answers = found_BC.argmax(dim=1).tolist()
+    answers = found_BC.argmax(dim=1).numpy()
     ridge = reference.ridge_scores(features[learnt], own, features[asked]).argmax(axis=1)
     right = np.array([classes[k] for k in asked])
     recall, ridge_recall = float((answers == right).mean()), float((ridge == right).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -362,7 +362,7 @@ def test_tables_that_contradict_each_other_are_refused(version: Version) -> None
     [{"top_blocks": 0}, {"top_blocks": 4}, {"top_blocks": 1}, {"rank": 3}],
     ids=lambda change: f"{change}",
 )
-def test_a_spec_that_does_not_fit_is_refused(version: Version, change: dict[str, int]) -> None:
+def test_a_spec_that_does_not_fit_is_refused(version: Version, change: dict[str, Any]) -> None:
     """An adapter of other blocks than it says, or than the tower has, is refused."""
     spec = dataclasses.replace(SPEC, **change)
     contents = version.contents()

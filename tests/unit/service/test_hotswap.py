@@ -60,7 +60,7 @@ async def test_unchanged_parts_are_not_fetched_again(api: Api, photos, monkeypat
     await api.served(first)
     assert sorted(fetched) == sorted(set(first.parts.values()))
     fetched.clear()
-    swapped = {name: photos["cat"] for name in photos}
+    swapped = dict.fromkeys(photos, photos["cat"])
     second = api.publish(swapped, learned_through=5)
     await api.served(second)
     assert fetched == [second.parts["evidence/0"]]

@@ -23,11 +23,11 @@ from rich.console import Console
 import everlens
 from everlens.bus.server import EmbeddedServer
 from everlens.errors import ServerError, SettingsError
-from everlens.greeting import base_url, greeting, without_password
-from everlens.health import learner_present, service_ready
-from everlens.program import GaveUp, Program
+from everlens.launch.greeting import base_url, greeting, without_password
+from everlens.launch.health import learner_present, service_ready
+from everlens.launch.program import GaveUp, Program
+from everlens.launch.tenure import check_port, hold_directory
 from everlens.settings import Settings
-from everlens.tenure import check_port, hold_directory
 
 _STOP_S = 10.0
 _LOOK_S = 0.1

@@ -1,5 +1,5 @@
 """
-Whether the halves do their work, asked from outside: `python -m everlens.health worker|service`.
+Whether a half does its work, asked from outside: `python -m everlens.launch.health HALF`.
 
 For the launcher and for health checks of containers; exit code 0 is healthy.
 """
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from everlens.bus.connect import connect, reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.errors import EverlensError, LogUnavailable
-from everlens.greeting import base_url
+from everlens.launch.greeting import base_url
 from everlens.settings import load_settings
 
 _REPLY_S = 2.0
@@ -48,7 +48,7 @@ def main() -> int:
     """Look at one of the halves, with the settings of its own environment."""
     half = sys.argv[1] if len(sys.argv) == 2 else ""
     if half not in {"service", "worker"}:
-        print("usage: python -m everlens.health service|worker", file=sys.stderr)
+        print("usage: python -m everlens.launch.health service|worker", file=sys.stderr)
         return 2
     try:
         settings = load_settings()
