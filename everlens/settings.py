@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's, for the adapter.")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's, for the adapter.")
     sit_steps: int = Field(3, ge=0, le=100, description="SIT steps on each batch.")
+    sit_new_per_class: int = Field(
+        3, ge=1, description="New samples of one class in a SIT step at most; replay fills up."
+    )
     replay_samples: int = Field(16, ge=0, le=4096, description="Exemplars beside a batch's own.")
     replay_bytes: int = Field(
         512 * 2**20, ge=2**20, description="Budget of the replay buffer, pictures and trunks."

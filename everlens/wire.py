@@ -68,4 +68,8 @@ def _string(header: dict[str, object], field: str, characters_max: int) -> str:
     value = header.get(field)
     if not isinstance(value, str) or not 0 < len(value) <= characters_max:
         raise WireError(f"payload field {field!r} is not a string of 1 to {characters_max}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # an unpaired surrogate, which no file would take
+        raise WireError(f"payload field {field!r} is not Unicode text") from error
     return value

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -86,9 +85,7 @@ class Service:
     async def stop(self) -> None:
         """End every task and thread of ours."""
         if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+            await _end(self._running)
         if self.model is not None:
             await self.model.batcher.stop()
         self.decoding.close()
@@ -106,9 +103,7 @@ class Service:
         if self.model is None:
             self.settled.set()
             return
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._settle(self.model.swaps))
-            tasks.create_task(self._follow(self.model.swaps))
+        await self._follow(self.model.swaps)
 
     async def _load_model(self) -> Model:
         loop = asyncio.get_running_loop()
@@ -122,7 +117,7 @@ class Service:
             queued_max=self.settings.max_queued_queries,
         )
         await warm(batcher, base)
-        swaps = HotSwap(self.follower, serving, batcher, self.metrics, self._builder)
+        swaps = HotSwap(self.follower, serving, batcher, self.metrics, self._builder, self.settled)
         return Model(base.backbone, serving, batcher, names, swaps)
 
     def _load_base(self) -> Snapshot:
@@ -134,10 +129,6 @@ class Service:
                 f"{len(backbone.image_tower.blocks)} blocks; set it to at most that"
             )
         return base_snapshot(backbone, top_blocks)
-
-    async def _settle(self, swaps: HotSwap) -> None:
-        await swaps.settled.wait()
-        self.settled.set()
 
     async def _follow(self, swaps: HotSwap) -> None:
         while True:
@@ -173,6 +164,15 @@ class Service:
                 "not-ready", "the newest version is being fetched; try again", retry_after_s=2
             )
         return model
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended."""
+    while not task.done():
+        # Once is not enough: in Python 3.11 `asyncio.wait_for`, which the Redis client calls, loses
+        # a cancellation that meets its result.
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def service_of(request: Request) -> Service:

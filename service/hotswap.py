@@ -44,7 +44,7 @@ class RefusedVersion:
 
 
 class HotSwap:
-    """Keeps the serving snapshot at the head; `settled` once the first head was looked at."""
+    """Keeps the serving snapshot at the head; sets `settled` once the first head was looked at."""
 
     def __init__(
         self,
@@ -53,13 +53,14 @@ class HotSwap:
         batcher: Batcher,
         metrics: Metrics,
         builder: Executor,
+        settled: asyncio.Event,
     ) -> None:
         self.follower = follower
         self.serving = serving
         self.batcher = batcher
         self.metrics = metrics
         self.builder = builder
-        self.settled = asyncio.Event()
+        self.settled = settled
         self.refused: dict[str, RefusedVersion] = {}
 
     async def follow(self, poll_s: float = 1.0) -> None:

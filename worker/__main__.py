@@ -82,6 +82,7 @@ def learner_config(settings: Settings, backbone: Backbone) -> LearnerConfig:
             weight_decay=settings.weight_decay,
             steps=settings.sit_steps,
             replay_samples=settings.replay_samples,
+            new_per_class=settings.sit_new_per_class,
         ),
         replay_bytes=settings.replay_bytes,
     )

@@ -12,7 +12,6 @@ from everlens.model.parts import (
     CHUNK,
     chunks_of,
     encode_adapter,
-    encode_adapter_classes,
     encode_classes,
     encode_evidence,
     encode_factor,
@@ -59,7 +58,7 @@ def adapter_parts(learner: Learner) -> dict[str, bytes]:
         "adapter/factor": encode_factor(head.factor_DD),
     }
     for number, span in chunks_of(len(head.count_C)):
-        parts[f"adapter/{number}"] = encode_adapter_classes(
+        parts[f"adapter/{number}"] = encode_evidence(
             head.mean_CD[span], head.count_C[span], learner.adapter_text(span)
         )
     return parts

@@ -22,17 +22,20 @@ class Fusion:
             zero-shot is (1 for a weak base model, 4 to 8 for a real CLIP).
         scale: multiplier of evidence cosines before their softmax.
         threshold: evidence cosine at which a picture is as likely of a learnt class as not.
+        adapter: weight of the adapter's cosine beside the evidence's, in [0, 1].
     """
 
     kappa: float = 1.0
     scale: float = 28.0
     threshold: float = 0.20
+    adapter: float = 0.35
 
 
 def fuse(
     text_BK: Tensor,
     evidence_BK: Tensor | None,
     adapter_BK: Tensor | None,
+    tuned_text_BK: Tensor | None,
     count_K: Tensor,
     fusion: Fusion,
 ) -> Tensor:
@@ -43,9 +46,10 @@ def fuse(
 
         p_S(c) ∝ (1 - w_c) · p0(c | S) + w_c · softmax_S(scale · e_c)
 
-    where e_c is the evidence cosine, averaged with the adapter's where that knows the class. How
-    much goes to S at all, against names U without a label, is decided by zero-shot's own mass M
-    on S and by how near the nearest learnt class is:
+    where e_c is the evidence cosine, with the adapter's mixed in where that knows the class, and
+    p0 likewise has a tuned text tower's logits mixed in. How much goes to S at all, against names
+    U without a label, is decided by the frozen model's own mass M on S and by how near the nearest
+    learnt class is:
 
         logit P(S) = logit M + scale · (max_S e_c - threshold)
 
@@ -54,6 +58,7 @@ def fuse(
     Args:
         text_BK: zero-shot logits.
         evidence_BK, adapter_BK: cosines, NaN for a candidate that the head does not know.
+        tuned_text_BK: logits through a tuned text tower, NaN likewise; None if it is frozen.
         count_K: labels learnt of each candidate; 0 makes it a member of U.
         fusion: the constants.
 
@@ -62,15 +67,13 @@ def fuse(
     learnt_K = (count_K > 0).to(text_BK.device)
     if evidence_BK is None or not bool(learnt_K.any()):
         return text_BK.softmax(dim=-1)
-    cosine_BK = evidence_BK
-    if adapter_BK is not None:
-        both_BK = (evidence_BK + adapter_BK) / 2
-        cosine_BK = torch.where(adapter_BK.isnan(), evidence_BK, both_BK)
+    cosine_BK = _mixed(evidence_BK, adapter_BK, fusion.adapter)
+    learnt_text_BK = _mixed(text_BK, tuned_text_BK, 0.5)
     outside_K = ~learnt_K
     minus_infinity = float("-inf")
 
     cosine_BK = cosine_BK.masked_fill(outside_K, minus_infinity)
-    text_S = text_BK.masked_fill(outside_K, minus_infinity).softmax(dim=-1)
+    text_S = learnt_text_BK.masked_fill(outside_K, minus_infinity).softmax(dim=-1)
     evidence_S = (fusion.scale * cosine_BK).softmax(dim=-1)
     count = count_K.to(text_BK)
     weight_K = count / (count + fusion.kappa)
@@ -84,5 +87,14 @@ def fuse(
     log_mass_S = text_BK.masked_fill(outside_K, minus_infinity).logsumexp(dim=-1)
     log_mass_U = text_BK.masked_fill(learnt_K, minus_infinity).logsumexp(dim=-1)
     nearest = cosine_BK.max(dim=-1).values
-    gate = torch.sigmoid(log_mass_S - log_mass_U + fusion.scale * (nearest - fusion.threshold))
-    return gate[:, None] * learnt_BK + (1 - gate)[:, None] * unseen_BK
+    gate_B = log_mass_S - log_mass_U + fusion.scale * (nearest - fusion.threshold)
+    # sigmoid(-x) and not 1 - sigmoid(x), which is 0 where the order of U must still show.
+    return gate_B.sigmoid()[:, None] * learnt_BK + (-gate_B).sigmoid()[:, None] * unseen_BK
+
+
+def _mixed(frozen_BK: Tensor, tuned_BK: Tensor | None, share: float) -> Tensor:
+    """Return the frozen scores with the tuned ones mixed in, where those are not NaN."""
+    if tuned_BK is None:
+        return frozen_BK
+    mixed_BK = (1 - share) * frozen_BK + share * tuned_BK
+    return torch.where(tuned_BK.isnan(), frozen_BK, mixed_BK)

@@ -59,12 +59,12 @@ def evidence_scores(
     whitened_BD = functional.normalize(
         functional.normalize(feature_BD, dim=-1) @ head.factor_DD.T, dim=-1
     )
-    vector_KD = head.vector_CD if classes is None else _rows(head.vector_CD, classes)
+    vector_KD = head.vector_CD if classes is None else class_rows(head.vector_CD, classes)
     score_BK = whitened_BD @ vector_KD.T
     return score_BK.masked_fill(~vector_KD.any(dim=1), float("nan"))
 
 
-def _rows(vector_CD: Tensor, classes: Sequence[int]) -> Tensor:
+def class_rows(vector_CD: Tensor, classes: Sequence[int]) -> Tensor:
     """Return the rows of these classes; a zero row for one that is not there."""
     known, width = vector_CD.shape
     index_K = torch.tensor([c if 0 <= c < known else known for c in classes])

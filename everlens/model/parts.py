@@ -8,7 +8,7 @@ A version as parts, and parts as a version: what the learner publishes, the serv
 | `evidence/N`       | mean feature and count of classes 1024·N …           | a sample of one of them |
 | `adapter`          | the low-rank tensors and their spec                  | an adapter publication  |
 | `adapter/factor`   | as for evidence, on tuned features                   | an adapter publication  |
-| `adapter/N`        | likewise, with the tuned text vectors                | an adapter publication  |
+| `adapter/N`        | likewise, with text vectors of a tuned text tower    | an adapter publication  |
 | `fusion`           | the constants of the fusion                          | the settings            |
 
 Each is a safetensors blob: nothing in it can run. Equal content gives equal bytes.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -53,9 +53,12 @@ def encode_classes(names: Sequence[str], text_CE: Tensor) -> bytes:
     return save({"names": torch.from_numpy(listed.copy()), "text_CE": text_CE.contiguous()})
 
 
-def encode_evidence(mean_CD: Tensor, count_C: Tensor) -> bytes:
-    """Return one chunk of class means and counts."""
-    return save({"count_C": count_C.contiguous(), "mean_CD": mean_CD.contiguous()})
+def encode_evidence(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor | None = None) -> bytes:
+    """Return one chunk of class means and counts; of an adapter, with tuned text vectors."""
+    tensors = {"count_C": count_C.contiguous(), "mean_CD": mean_CD.contiguous()}
+    if text_CE is not None:
+        tensors["text_CE"] = text_CE.contiguous()
+    return save(tensors)
 
 
 def encode_factor(factor_DD: Tensor) -> bytes:
@@ -70,20 +73,9 @@ def encode_adapter(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> bytes:
     return save({"spec": torch.from_numpy(record.copy()), **whole})
 
 
-def encode_adapter_classes(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor) -> bytes:
-    """Return one chunk of the adapter's own closed form and its text vectors."""
-    return save(
-        {
-            "count_C": count_C.contiguous(),
-            "mean_CD": mean_CD.contiguous(),
-            "text_CE": text_CE.contiguous(),
-        }
-    )
-
-
 def encode_fusion(fusion: Fusion) -> bytes:
     """Return the constants of the fusion."""
-    values = [fusion.kappa, fusion.scale, fusion.threshold]
+    values = [fusion.kappa, fusion.scale, fusion.threshold, fusion.adapter]
     return save({"fusion": torch.tensor(values, dtype=torch.float64)})
 
 
@@ -228,14 +220,19 @@ class _Builder:
         return EvidenceHead(factor_DD, torch.cat(vectors))
 
     def _adapter_text(self) -> Tensor | None:
-        chunks = self._chunks("adapter")
-        return torch.cat([chunk["text_CE"] for chunk in chunks]) if chunks else None
+        """Return the tuned text vectors by class; a zero row for one that came later."""
+        chunks = [chunk for chunk in self._chunks("adapter") if "text_CE" in chunk]
+        if not chunks:
+            return None
+        text_CE = torch.cat([chunk["text_CE"] for chunk in chunks])
+        missing = self.manifest.classes - len(text_CE)
+        return torch.cat([text_CE, text_CE.new_zeros(missing, text_CE.shape[1])])
 
     def _spec(self) -> AdapterSpec | None:
         if self._digest("adapter") is None:
             return None
-        fields = json.loads(self._load("adapter")["spec"].numpy().tobytes())
-        spec = AdapterSpec(**fields)
+        record = json.loads(self._load("adapter")["spec"].numpy().tobytes())
+        spec = AdapterSpec(**record)
         if not 0 < spec.top_blocks <= len(self.backbone.image_tower.blocks):
             raise PartError(f"adapter bends {spec.top_blocks} blocks of a shallower tower")
         return spec
@@ -249,7 +246,10 @@ class _Builder:
         return merged(top, tensors, spec) if spec.tunes("image") else top
 
     def _fusion(self) -> Fusion:
-        return Fusion(*self._load("fusion")["fusion"].tolist())
+        values = self._load("fusion")["fusion"]
+        if values.shape != (len(fields(Fusion)),):
+            raise PartError(f"fusion holds {tuple(values.shape)} numbers")
+        return Fusion(*values.tolist())
 
 
 def _names(listed: Tensor) -> list[str]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion, fuse
-from everlens.model.heads import EvidenceHead, evidence_scores, text_logits
+from everlens.model.heads import EvidenceHead, class_rows, evidence_scores, text_logits
 from everlens.model.tower import Encoding, Hidden, Top, Trunk
 from everlens.pixels import Pixels
 
@@ -69,7 +69,7 @@ class Snapshot:
     classes: Classes
     evidence: EvidenceHead | None
     adapter: EvidenceHead | None
-    adapter_text_CE: Tensor | None  # of the classes that the adapter was tuned on
+    adapter_text_CE: Tensor | None  # through a tuned text tower; zero where it was not tuned
     fusion: Fusion
     # Pieces by the digests they were made from, for the next version to use again.
     memo: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
@@ -108,9 +108,19 @@ class Snapshot:
             text_BK=text_logits(views.embedding_BE, text_KE, self.backbone.logit_scale),
             evidence_BK=_scores(self.evidence, views.feature_BD, classes),
             adapter_BK=_scores(self.adapter, views.tuned_feature_BD, classes),
+            tuned_text_BK=self._tuned_text(views, classes),
             count_K=self._counts(classes),
             fusion=self.fusion,
         )
+
+    def _tuned_text(self, views: Views, classes: list[int] | None) -> Tensor | None:
+        """Return the tuned text logits; NaN for candidates that the adapter does not know."""
+        if self.adapter_text_CE is None or views.tuned_embedding_BE is None:
+            return None
+        text_KE = self.adapter_text_CE
+        text_KE = text_KE if classes is None else class_rows(text_KE, classes)
+        logit_BK = text_logits(views.tuned_embedding_BE, text_KE, self.backbone.logit_scale)
+        return logit_BK.masked_fill(~text_KE.any(dim=1).to(logit_BK.device), float("nan"))
 
     def _counts(self, classes: list[int] | None) -> Tensor:
         if classes is None:

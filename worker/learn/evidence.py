@@ -71,7 +71,7 @@ class EvidenceSums:
         """
         # Looked at before: Cholesky reads the lower triangle only, and lets an infinite diagonal
         # through, so that its own status would not show all damage.
-        if not self.gram_DD.isfinite().all():
+        if not (self.gram_DD.isfinite().all() and self.sum_CD.isfinite().all()):
             raise StateError("evidence: the running sums hold a number that is not finite")
         eye_DD = torch.eye(len(self.gram_DD), dtype=torch.float64)
         lower_DD, info = torch.linalg.cholesky_ex(self.gram_DD + RIDGE * eye_DD)

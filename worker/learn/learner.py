@@ -168,10 +168,10 @@ class Learner:
         assert sums is not None
         return head_of(sums)
 
-    def adapter_text(self, span: slice) -> Tensor:
-        """Return the text vectors of a range of classes as the adapter sees them."""
+    def adapter_text(self, span: slice) -> Tensor | None:
+        """Return the tuned text vectors of a range of classes; None if their tower is frozen."""
         if not self.config.adapter.tunes("text"):
-            return torch.stack(self.text_vectors[span])
+            return None
         template = self.backbone.templates[0]
         names = self.class_names[span]
         return torch.stack([self.tuner.text_vector(template.format(name)) for name in names])

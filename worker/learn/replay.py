@@ -133,7 +133,6 @@ class ReplayBuffer:
         gone: list[int] = []
         if self.bytes + sample.bytes > self.budget_bytes:
             largest = self._largest()
-            largest.full = True
             if shelf.full:
                 if _below(shelf.seen, generator) >= len(shelf.exemplars):
                     return None
@@ -146,7 +145,12 @@ class ReplayBuffer:
         return gone
 
     def _largest(self) -> _Shelf:
-        return max(sorted(self._shelves.items()), key=lambda item: item[1].bytes)[1]
+        """Return the largest class, the first of several; all of them are full from now on."""
+        size = max(shelf.bytes for shelf in self._shelves.values())
+        largest = [s for _, s in sorted(self._shelves.items()) if s.bytes == size]
+        for shelf in largest:
+            shelf.full = True
+        return largest[0]
 
     def _any(self, shelf: _Shelf, generator: Generator) -> Exemplar:
         return shelf.exemplars[_below(len(shelf.exemplars), generator)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
@@ -30,6 +30,7 @@ class TuningConfig:
     weight_decay: float
     steps: int
     replay_samples: int
+    new_per_class: int
 
 
 class Tuner:
@@ -91,11 +92,25 @@ class Tuner:
         losses = []
         for step in range(self.config.steps):
             generator = generator_for(self.config.seed, "replay", batch_number, step)
-            company = [*batch, *replay.draw(self.config.replay_samples, generator)]
+            new = self._some_of_each(batch, generator)
+            # Replay fills the places of those left out: each step sees as many pictures.
+            places = self.config.replay_samples + len(batch) - len(new)
+            company = [*new, *replay.draw(places, generator)]
             if len({exemplar.class_index for exemplar in company}) < 2:
                 continue
             losses.append(self._step(company, text_vector, prompt))
         return losses
+
+    def _some_of_each(self, batch: Sequence[Exemplar], generator: Generator) -> list[Exemplar]:
+        """Return at most `new_per_class` samples of each class, drawn anew for each step."""
+        taken: dict[int, int] = {}
+        chosen = []
+        for place in torch.randperm(len(batch), generator=generator).tolist():
+            class_index = batch[place].class_index
+            taken[class_index] = taken.get(class_index, 0) + 1
+            if taken[class_index] <= self.config.new_per_class:
+                chosen.append(place)
+        return [batch[place] for place in sorted(chosen)]
 
     def _step(
         self,
@@ -163,7 +178,8 @@ class Tuner:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned; moments that it lacks are gone."""
+        self.optimiser.state.clear()
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"adapter.{name}"])
             moments = {
