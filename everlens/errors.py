@@ -4,7 +4,8 @@ Every error of our own, in one tree; each leaf says who catches it.
     EverlensError
     ├── SettingsError      the two roots and the command line: one line, exit 2
     ├── ModelError         the two roots: one line, exit 2
-    ├── ServerError        everlens.launch: the embedded server cannot start, exit 2
+    ├── ServerError        everlens.launch: the embedded server cannot start, exit 2;
+    │                      worker.__main__: the log's server is not durable, stops learning
     ├── WireError          worker.batch: the entry goes to the dead letters
     ├── PartError          service.hotswap: the old version goes on answering
     ├── ImageError         service.app: 415 or 422
@@ -36,7 +37,7 @@ class ModelError(EverlensError):
 
 
 class ServerError(EverlensError):
-    """The embedded Redis-compatible server cannot be started with the durable settings."""
+    """The Redis-compatible server cannot be started, or does not have the durable settings."""
 
 
 class WireError(EverlensError):

@@ -2,70 +2,44 @@
 
 from __future__ import annotations
 
-import os
-
-# Idle OpenMP threads sleep instead of spinning: spinning, the service and the learner on the same
-# cores more than halve each other. Read when torch is loaded, so it stands before everything.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
 
 from everlens.errors import EverlensError, SettingsError
-from everlens.model.backbone import load_backbone
-from everlens.model.runtime import choose_device, set_threads
 from everlens.settings import Settings, load_settings
-from service.app import create_app
-from service.context import Service
 
-_GRACE_S = 3
-_EXIT_SETTINGS = 2
+if TYPE_CHECKING:
+    from service.context import Service
+
+_GRACE_S = 2
+_EXIT_REFUSED = 2
 
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
+    # Idle OpenMP threads sleep instead of spinning: spinning, the service and the learner on the
+    # same cores more than halve each other. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings()
         check_address(settings)
-        set_threads(settings.service_threads or len(os.sched_getaffinity(0)))
-        device = choose_device(settings.device)
+        failure = _run(settings)
     except EverlensError as error:
-        return _refuse(error)
-    load = partial(
-        load_backbone,
-        settings.model,
-        settings.pretrained,
-        device=device,
-        templates=settings.templates,
-    )
-    app = create_app(settings, load)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    # uvicorn raises the signal again once it has ended in order; that end is a success.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        failure = runner.run(_serve(uvicorn.Server(config), app.state.service))
-    return 0 if failure is None else _refuse(failure)
+        failure = error
+    if failure is None:
+        return 0
+    print(f"everlens: {failure}", file=sys.stderr)
+    return _EXIT_REFUSED
 
 
 def check_address(settings: Settings) -> None:
@@ -92,8 +66,43 @@ def check_address(settings: Settings) -> None:
         )
 
 
-async def _serve(server: uvicorn.Server, service: Service) -> EverlensError | None:
+def _run(settings: Settings) -> EverlensError | None:
     """Serve until told to stop; return why the model could not be loaded, if so."""
+    # Here and not above: torch takes seconds to load, and a wrong setting is told before.
+    from everlens.model.backbone import load_backbone
+    from everlens.model.runtime import choose_device, set_threads
+    from service.app import create_app
+
+    set_threads(settings.service_threads or len(os.sched_getaffinity(0)))
+    load = partial(
+        load_backbone,
+        settings.model,
+        settings.pretrained,
+        device=choose_device(settings.device),
+        templates=settings.templates,
+    )
+    app = create_app(settings, load)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    # uvicorn raises the signal again once it has ended in order; that end is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(uvicorn.Server(config), app.state.service))
+
+
+async def _serve(server: uvicorn.Server, service: Service) -> EverlensError | None:
     announcing = asyncio.create_task(_announce(server, service))
     await server.serve()
     announcing.cancel()
@@ -111,11 +120,6 @@ async def _announce(server: uvicorn.Server, service: Service) -> None:
         f"{model.backbone.name}, version {model.serving.current.version}",
         flush=True,
     )
-
-
-def _refuse(error: EverlensError) -> int:
-    print(f"everlens: {error}", file=sys.stderr)
-    return _EXIT_SETTINGS
 
 
 if __name__ == "__main__":

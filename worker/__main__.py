@@ -28,6 +28,7 @@ from everlens.errors import (
     Fenced,
     ModelError,
     OtherLog,
+    ServerError,
     SettingsError,
     StateError,
 )
@@ -141,7 +142,7 @@ def main() -> int:
     log.info("learning with %s", loop.backbone.name)
     try:
         loop.run(stopping.is_set)
-    except (StateError, OtherLog, Fenced, Diverged) as error:
+    except (StateError, OtherLog, Fenced, Diverged, ServerError) as error:
         print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, Fenced):
             with contextlib.suppress(BusError):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from everlens.artifact import Manifest, digest_of
+from everlens.bus.durability import check_durable
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, LogUnavailable, OtherLog, StateError
@@ -80,7 +81,7 @@ class Loop:
         Learn until `stopping()` says so.
 
         Raises:
-            StateError, OtherLog, Fenced, Diverged: learning must stop; serving goes on.
+            StateError, OtherLog, Fenced, Diverged, ServerError: learning must stop; serving goes on.
         """
         while not stopping():
             try:
@@ -105,6 +106,7 @@ class Loop:
 
     def _begin(self) -> bool:
         """Hold the log that belongs to the state; return False while another learner does."""
+        check_durable(self.stream.client)
         saved = self.state.restore(self.learner) if not hasattr(self, "progress") else self.progress
         epoch = self._epoch_of(saved)
         if saved is None:

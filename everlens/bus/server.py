@@ -19,22 +19,14 @@ from pathlib import Path
 import redis
 
 from everlens.bus.connect import connect
+from everlens.bus.durability import REQUIRED, check_durable
 from everlens.child import start_child, stop_child
-from everlens.errors import ServerError
+from everlens.errors import LogUnavailable, ServerError
 
 START_S = 60.0
 STOP_S = 20.0
 _SOCKET_PATH_BYTES_MAX = 107  # of sun_path
 _VERSION_MIN = (7, 0)
-
-# What an acknowledged write being on disk rests on; read back after every start.
-_REQUIRED = {
-    "appendonly": "yes",
-    "appendfsync": "always",
-    "no-appendfsync-on-rewrite": "no",
-    "maxmemory-policy": "noeviction",
-    "save": "",
-}
 
 
 def find_binary(configured: str = "") -> Path:
@@ -150,7 +142,8 @@ class EmbeddedServer:
             "unixsocketperm 700",
             f'dir "{self.directory}"',
             "daemonize no",
-            *(f"{name} {value or chr(34) * 2}" for name, value in _REQUIRED.items()),
+            *(f"{name} {value}" for name, value in REQUIRED.items()),
+            'save ""',  # the log is the only copy that is kept
             # With `always`, a torn tail can only be something that was never acknowledged.
             "aof-load-truncated yes",
             "aof-use-rdb-preamble yes",
@@ -179,20 +172,11 @@ class EmbeddedServer:
                     raise ServerError(f"the embedded server left at its start: {tail.strip()}")
                 try:
                     client.ping()  # raises BusyLoadingError while the log is being loaded
-                    self._check_settings(client)
+                    check_durable(client)
                     return
-                except (redis.ConnectionError, redis.TimeoutError):
+                except (redis.ConnectionError, redis.TimeoutError, LogUnavailable):
                     if time.monotonic() > deadline:
                         raise ServerError("the embedded server does not answer") from None
                     time.sleep(0.01)
         finally:
             client.close()
-
-    def _check_settings(self, client: redis.Redis) -> None:
-        found = client.config_get(*_REQUIRED)
-        for name, value in _REQUIRED.items():
-            if found.get(name) != value:
-                raise ServerError(
-                    f"the server has {name}={found.get(name)!r}, not {value!r}: "
-                    "what it acknowledges would not be on disk"
-                )

@@ -52,6 +52,7 @@ class Program:
         self.ended = False  # for good, by its own decision; the others go on
         self._started_at = 0.0
         self._start_at = 0.0
+        self._log_start = 0  # of this start's own lines; the log outlives them
         self._read_to = 0
 
     @property
@@ -64,7 +65,7 @@ class Program:
         if self.log_path.exists() and self.log_path.stat().st_size > _LOG_BYTES_MAX:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("ab") as log:
-            self._read_to = log.tell()
+            self._log_start = self._read_to = log.tell()
             self._started_at = time.monotonic()
             self.process = start_child(
                 [sys.executable, "-P", "-m", self.name],
@@ -95,7 +96,7 @@ class Program:
             yield f"  {self.name:9} does not go on; the answers do"
             return
         if code == SETTINGS_CODE:
-            raise GaveUp(f"{self.name}: {self.last_line()}", code=SETTINGS_CODE)
+            raise GaveUp(self.last_line(), code=SETTINGS_CODE)
         self.failures = self.failures + 1 if now - self._started_at < QUICK_S else 1
         if self.failures > len(RESTARTS_S):
             raise GaveUp(
@@ -141,7 +142,8 @@ class Program:
     def _last_lines(self) -> list[str]:
         try:
             with self.log_path.open("rb") as log:
-                log.seek(max(0, self.log_path.stat().st_size - _READ_BYTES_MAX))
+                size = self.log_path.stat().st_size
+                log.seek(max(self._log_start, size - _READ_BYTES_MAX))
                 return log.read().decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return []

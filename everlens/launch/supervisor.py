@@ -135,7 +135,7 @@ class Launcher:
                 now = time.monotonic()
                 if now - reported > _STILL_WAITING_S:
                     reported = now
-                    last = self.programs[-1].last_line()
+                    last = self.programs[-1].last_line() or "a first start may fetch the model"
                     self.say(f"  still waiting after {now - began:.0f} s: {last}")
         self.say(f"  ready     in {time.monotonic() - began:.1f} s, {self._base_url()}")
 

@@ -24,8 +24,9 @@ def fuse(
     text: Sequence[float],
     evidence: Sequence[float],
     adapter: Sequence[float] | None,
+    tuned_text: Sequence[float] | None,
     counts: Sequence[int],
-    constants: tuple[float, float, float],
+    constants: tuple[float, float, float, float],
 ) -> list[float]:
     """
     Return the probability of each candidate for one picture.
@@ -33,10 +34,11 @@ def fuse(
     Args:
         text: zero-shot logits.
         evidence, adapter: cosines, NaN for a candidate that the head does not know.
+        tuned_text: logits through a tuned text tower, NaN likewise.
         counts: labels learnt of each candidate.
-        constants: kappa, scale and threshold.
+        constants: kappa, scale, threshold, and the adapter's share of the cosine.
     """
-    kappa, scale, threshold = constants
+    kappa, scale, threshold, share = constants
     learnt = [k for k, count in enumerate(counts) if count > 0]
     unseen = [k for k, count in enumerate(counts) if count == 0]
     if not learnt:
@@ -46,8 +48,12 @@ def fuse(
     for k in learnt:
         cosine[k] = evidence[k]
         if adapter is not None and not math.isnan(adapter[k]):
-            cosine[k] = (evidence[k] + adapter[k]) / 2
-    by_text = softmax({k: text[k] for k in learnt})
+            cosine[k] = (1 - share) * evidence[k] + share * adapter[k]
+    learnt_text = {k: text[k] for k in learnt}
+    for k in learnt:
+        if tuned_text is not None and not math.isnan(tuned_text[k]):
+            learnt_text[k] = (text[k] + tuned_text[k]) / 2
+    by_text = softmax(learnt_text)
     by_evidence = softmax({k: scale * cosine[k] for k in learnt})
     among = {}
     for k in learnt:

@@ -13,6 +13,7 @@ import redis
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.admission import Admission, Admittable
 from everlens.bus.connect import connect, connect_async
+from everlens.bus.durability import check_durable
 from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
@@ -379,3 +380,14 @@ def test_away_server_is_one_kind_of_error() -> None:
     stream = Stream(connect("unix:///nowhere/redis.sock"), Keys("x"))
     with pytest.raises(LogUnavailable):
         stream.state()
+
+
+def test_server_that_is_not_durable_is_refused(client: redis.Redis) -> None:
+    """Where acknowledged would not mean on disk, one sentence names the setting."""
+    client.config_set("appendfsync", "everysec")
+    try:
+        with pytest.raises(ServerError, match=r"appendfsync 'everysec'.*set `appendfsync always`"):
+            check_durable(client)
+    finally:
+        client.config_set("appendfsync", "always")
+    check_durable(client)

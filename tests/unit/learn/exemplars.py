@@ -50,8 +50,9 @@ class Lesson:
         seed: int = 0,
         steps: int = 3,
         replay_samples: int = 0,
+        new_per_class: int = 100,
     ) -> None:
-        config = TuningConfig(seed, 1e-2, 1e-2, steps, replay_samples)
+        config = TuningConfig(seed, 1e-2, 1e-2, steps, replay_samples, new_per_class)
         self.tuner = Tuner(backbone, spec, config)
         self.vectors = [backbone.name_embedding(name).clone() for name in PHOTOGRAPHS]
 

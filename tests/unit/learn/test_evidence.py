@@ -228,9 +228,6 @@ def test_a_damaged_metric_is_refused(number: float, place: tuple[int, int]) -> N
         sums.factor()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="head_of looks at G only; the sums are published as they are"
-)
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_damaged_sum_is_refused(number: float) -> None:
     """A number that is not finite in a class's sum stops learning too."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional
 
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot, base_snapshot
@@ -18,9 +18,11 @@ from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
 from worker.learn.tuning import TuningConfig
 
 
-def learner(backbone: Backbone, *, replay_bytes: int = 1 << 20, seed: int = 0) -> Learner:
-    tuning = TuningConfig(seed, 1e-2, 1e-2, steps=2, replay_samples=3)
-    return Learner(backbone, LearnerConfig(SPEC, tuning, replay_bytes))
+def learner(
+    backbone: Backbone, *, replay_bytes: int = 1 << 20, seed: int = 0, tune: str = "image"
+) -> Learner:
+    tuning = TuningConfig(seed, 1e-2, 1e-2, steps=2, replay_samples=3, new_per_class=8)
+    return Learner(backbone, LearnerConfig(replace(SPEC, tune=tune), tuning, replay_bytes))
 
 
 def labelled(classes: list[int], size: int = 32) -> list[LabelledPixels]:
@@ -171,11 +173,16 @@ def test_before_any_step_the_adapters_head_is_the_evidence(
     torch.testing.assert_close(head.mean_CD, expected, atol=1e-3, rtol=0)
 
 
-def test_adapter_texts_are_the_names_vectors(tiny_clip: Backbone, base: Snapshot) -> None:
-    """With a frozen text tower the adapter sees the classes' own text vectors."""
-    one = learner(tiny_clip)
-    one.observe(labelled(STREAM), base)
-    found_CE = one.adapter_text(slice(1, 3))
-    expected_CE = torch.stack([tiny_clip.name_embedding(n) for n in ("cat", "coffee")])
+def test_adapter_texts_are_those_of_a_tuned_tower(tiny_clip: Backbone, base: Snapshot) -> None:
+    """A frozen text tower has none of its own; a tuned one reads the names by the first prompt."""
+    frozen = learner(tiny_clip)
+    frozen.observe(labelled(STREAM), base)
+    assert frozen.adapter_text(slice(0, 4)) is None
+    tuned = learner(tiny_clip, tune="both")
+    tuned.observe(labelled(STREAM), base)
+    tuned.tune()
+    found_CE = tuned.adapter_text(slice(1, 3))
+    prompts = [tiny_clip.templates[0].format(name) for name in ("cat", "coffee")]
+    expected_CE = torch.stack([tuned.tuner.text_vector(prompt) for prompt in prompts])
+    assert found_CE is not None
     assert torch.equal(found_CE, expected_CE)
-    assert functional.cosine_similarity(found_CE[0], found_CE[1], dim=0) < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from tests.pictures import PHOTOGRAPHS, crops
 from worker.learn.evidence import EvidenceSums, Head, head_of
 
 SPEC = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
-FUSION = Fusion(kappa=3.0, scale=20.0, threshold=0.3)
+FUSION = Fusion(kappa=3.0, scale=20.0, threshold=0.3, adapter=0.6)
 SHOWN = [3, 1, 2]  # labels of astronaut, cat, coffee; the rocket was never named
 
 
@@ -37,6 +38,7 @@ class Version(NamedTuple):
     text_CE: Tensor
     evidence: Head
     tuned: Head
+    tuned_text_CE: Tensor  # of the first two classes
     tensors: dict[str, Tensor]
 
     def contents(self) -> dict[str, bytes]:
@@ -47,8 +49,8 @@ class Version(NamedTuple):
             "adapter": published.encode_adapter(self.tensors, SPEC),
             "adapter/factor": published.encode_factor(self.tuned.factor_DD),
             # The adapter was fitted before the last class came.
-            "adapter/0": published.encode_adapter_classes(
-                self.tuned.mean_CD[:2], self.tuned.count_C[:2], self.text_CE[:2]
+            "adapter/0": published.encode_evidence(
+                self.tuned.mean_CD[:2], self.tuned.count_C[:2], self.tuned_text_CE
             ),
             "fusion": published.encode_fusion(FUSION),
         }
@@ -86,7 +88,8 @@ def version(small_model: Callable[[str], Backbone]) -> Version:
             heads.append(head_of(sums))
     names = list(PHOTOGRAPHS[:3])
     text_CE = torch.stack([backbone.name_embedding(name) for name in names])
-    return Version(backbone, names, text_CE, heads[0], heads[1], tensors)
+    tuned_text_CE = functional.normalize(torch.randn(2, 32, generator=generator), dim=-1)
+    return Version(backbone, names, text_CE, heads[0], heads[1], tuned_text_CE, tensors)
 
 
 def query() -> list[Pixels]:
@@ -106,6 +109,9 @@ def expected_answer(version: Version, names: list[str]) -> Tensor:
         vectors = class_vectors(head.factor_DD, head.mean_CD[:classes])
         return evidence_scores(EvidenceHead(head.factor_DD, vectors), feature_BD, index)
 
+    tuned_text_KE = torch.stack(
+        [version.tuned_text_CE[c] if 0 <= c < 2 else torch.full((32,), math.nan) for c in index]
+    )
     return fuse(
         text_logits(
             functional.normalize(frozen.embedding_BE, dim=-1),
@@ -114,6 +120,9 @@ def expected_answer(version: Version, names: list[str]) -> Tensor:
         ),
         scores(version.evidence, 3, frozen.feature_BD),
         scores(version.tuned, 2, tuned.feature_BD),
+        text_logits(
+            functional.normalize(tuned.embedding_BE, dim=-1), tuned_text_KE, backbone.logit_scale
+        ),
         torch.tensor([SHOWN[c] if c >= 0 else 0 for c in index]),
         FUSION,
     )
@@ -163,7 +172,21 @@ def test_a_snapshot_says_what_its_manifest_says(version: Version) -> None:
     assert snapshot.fusion == FUSION
     assert (snapshot.samples("coffee"), snapshot.samples("walrus")) == (2, 0)
     assert snapshot.adapter_text_CE is not None
-    assert torch.equal(snapshot.adapter_text_CE, version.text_CE[:2])
+    assert torch.equal(snapshot.adapter_text_CE[:2], version.tuned_text_CE)
+    assert not snapshot.adapter_text_CE[2:].any()
+
+
+@torch.no_grad()
+def test_a_frozen_text_tower_publishes_no_texts(version: Version) -> None:
+    """Without tuned text vectors the names' own are used for all classes."""
+    contents = version.contents()
+    contents["adapter/0"] = published.encode_evidence(version.tuned.mean_CD, version.tuned.count_C)
+    snapshot = version.build(contents)
+    assert snapshot.adapter_text_CE is None
+    text_KE = snapshot.classes.text_CE
+    whole = snapshot.probabilities(snapshot.see(query()), None, text_KE)
+    bent = dataclasses.replace(snapshot, adapter_text_CE=text_KE.flip(0))
+    assert not torch.equal(bent.probabilities(bent.see(query()), None, text_KE), whole)
 
 
 def test_equal_content_is_equal_bytes(version: Version) -> None:
@@ -314,10 +337,9 @@ def test_a_part_of_another_shape_is_refused(version: Version, name: str) -> None
         version.build(contents)
 
 
-@pytest.mark.xfail(strict=True, reason="the shape of the fusion's constants is not looked at")
-@pytest.mark.parametrize("constants", [[[4.0, 28.0, 0.2]], [4.0, 28.0], []])
+@pytest.mark.parametrize("constants", [[[4.0, 28.0, 0.2, 0.5]], [4.0, 28.0, 0.2], []])
 def test_a_fusion_of_another_shape_is_refused(version: Version, constants: list[float]) -> None:
-    """The fusion has exactly three constants."""
+    """The fusion has exactly four constants."""
     contents = version.contents()
     contents["fusion"] = save({"fusion": torch.tensor(constants, dtype=torch.float64)})
     with pytest.raises(PartError):

@@ -15,7 +15,7 @@ from everlens.settings import Settings
 from service.app import create_app
 from tests.unit.service.api import Api, encoded
 
-Start = Callable[[Settings], AbstractAsyncContextManager[Api]]
+Start = Callable[..., AbstractAsyncContextManager[Api]]  # of settings, and a base model
 
 
 @pytest.fixture(scope="session")

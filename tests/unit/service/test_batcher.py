@@ -216,9 +216,12 @@ async def test_names_are_computed_once(watch, monkeypatch):
     """A name's vector is computed at its first mention and kept."""
     computed = []
     compute = NameVectors.compute
-    monkeypatch.setattr(
-        NameVectors, "compute", lambda self, name: computed.append(name) or compute(self, name)
-    )
+
+    def noted(vectors: NameVectors, name: str):
+        computed.append(name)
+        return compute(vectors, name)
+
+    monkeypatch.setattr(NameVectors, "compute", noted)
     async with watch() as watched:
         for _ in range(3):
             await watched.ask(*pictures(1))

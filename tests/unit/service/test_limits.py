@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,34 +29,32 @@ async def reader(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def exchange(
-    chunks: AsyncIterator[bytes], headers: list[tuple[bytes, bytes]] = [], **limits: Any
-) -> tuple[int, dict[bytes, bytes], bytes, list[Message]]:
-    """Send a request with these chunks; return status, headers, body, and what was not read."""
-    messages: list[Message] = []
+    chunks: AsyncIterator[bytes], headers: Sequence[tuple[bytes, bytes]] = (), **limits: Any
+) -> tuple[int, dict[bytes, bytes], bytes, int]:
+    """Send a request with these chunks; return status, headers, body, how much was not read."""
+    messages: asyncio.Queue[Message] = asyncio.Queue()
     sent: list[Message] = []
 
     async def fill() -> None:
         async for chunk in chunks:
-            messages.append({"type": "http.request", "body": chunk, "more_body": True})
-        messages.append({"type": "http.request", "body": b"", "more_body": False})
+            messages.put_nowait({"type": "http.request", "body": chunk, "more_body": True})
+        messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
 
     filling = asyncio.create_task(fill())
 
     async def receive() -> Message:
-        while not messages:
-            await asyncio.sleep(0.001)
-        return messages.pop(0)
+        return await messages.get()
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/x", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": list(headers)}
     await BodyLimits(reader, **({"bytes_max": 100} | limits))(scope, receive, send)
     filling.cancel()
     start = sent[0]
     content = b"".join(message.get("body", b"") for message in sent[1:])
     assert not sent[-1].get("more_body", False)
-    return start["status"], dict(start["headers"]), content, messages
+    return start["status"], dict(start["headers"]), content, messages.qsize()
 
 
 async def pieces(*chunks: bytes, pause_s: float = 0.0) -> AsyncIterator[bytes]:

@@ -95,7 +95,12 @@ class Bench:
         config = LearnerConfig(
             AdapterSpec(tune=tune, top_blocks=2, rank=4, alpha=4.0),
             TuningConfig(
-                seed=seed, learning_rate=1e-3, weight_decay=1e-5, steps=2, replay_samples=4, new_per_class=3
+                seed=seed,
+                learning_rate=1e-3,
+                weight_decay=1e-5,
+                steps=2,
+                replay_samples=4,
+                new_per_class=3,
             ),
             replay_bytes,
         )

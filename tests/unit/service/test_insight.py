@@ -1,0 +1,190 @@
+"""What is known can be seen: classes, versions, learning, health, figures, and the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from everlens.errors import ModelError
+from everlens.settings import Settings
+from service.app import create_app
+from service.problems import KINDS
+from tests.unit.service.api import Api
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_classes_are_listed_with_their_samples(api: Api, photos):
+    """Learnt classes stand in the order of their index, each also under its own name."""
+    assert (await api.client.get("/classes")).json() == {"classes": [], "version": 0}
+    pictures = {"grey heron": photos["cat"], "a/b": photos["coffee"]}
+    await api.served(api.publish(pictures, learned_through=2))
+    listed = (await api.client.get("/classes")).json()
+    assert listed == {
+        "classes": [
+            {"label": "grey heron", "samples": 1, "index": 0},
+            {"label": "a/b", "samples": 1, "index": 1},
+        ],
+        "version": 1,
+    }
+    one = await api.client.get("/classes/grey heron")
+    assert one.json() == {"label": "grey heron", "samples": 1, "index": 0, "version": 1}
+    assert (await api.client.get("/classes/a%2Fb")).json()["index"] == 1
+
+
+async def test_versions_are_listed_newest_first(api: Api, photos):
+    """The lineage says of each version when it came, from which, and what it has learnt."""
+    pictures: dict[str, bytes] = {}
+    for count, (name, image) in enumerate(photos.items(), start=1):
+        pictures[name] = image
+        await api.served(api.publish(pictures, learned_through=count))
+    listed = (await api.client.get("/versions")).json()
+    assert listed["current"] == 4
+    assert [record["version"] for record in listed["versions"]] == [4, 3, 2, 1]
+    newest, before = listed["versions"][:2]
+    assert newest["parent"] == before["digest"]
+    assert (newest["samples"], newest["classes"], newest["learned_through"]) == (4, 4, 4)
+    assert newest["published_at"] > 1_700_000_000
+    assert (await api.client.get("/versions?limit=1")).json()["versions"] == [newest]
+    assert (await api.client.get("/versions/4")).json() == newest
+    assert (await api.client.get("/versions/0")).json()["version"] == 0
+    assert (await api.client.get("/versions/5")).status_code == 404
+
+
+async def test_learning_says_how_far_it_is(api: Api, photos):
+    """What serves, what waits, and the learner's own words stand in one place."""
+    for name, image in photos.items():
+        await api.teach(name, image)
+    api.stream.report({"samples_per_s": 12.5})
+    await api.served(api.publish({"cat": photos["cat"]}, learned_through=2))
+    learning = (await api.client.get("/learning")).json()
+    assert (learning["version"], learning["learned_through"]) == (1, 2)
+    assert learning["accepted_through"] == 4
+    assert learning["backlog"]["entries"] == 4
+    assert learning["backlog"]["bytes"] > 1000
+    assert learning["paused"] is None
+    assert learning["learner"] == {"samples_per_s": 12.5}
+    assert learning["refused_versions"] == []
+    api.stream.pause("the state is damaged")
+    assert (await api.client.get("/learning")).json()["paused"] == "the state is damaged"
+
+
+async def test_metrics_count_by_route_and_never_by_name(api: Api, photos):
+    """Requests are counted by route template and status; no class name or id shows."""
+    await api.teach("secret heron", photos["cat"], id="secret-id")
+    await api.client.get("/samples/secret-id")
+    await api.client.get("/classes/secret heron")
+    await api.client.get("/secret")
+    await api.served(api.publish({"secret heron": photos["cat"]}, learned_through=1))
+    await api.ask(photos["cat"])
+    text = (await api.client.get("/metrics")).text
+    assert "secret" not in text
+    for line in (
+        'everlens_http_requests_total{method="POST",route="/samples",status="202"} 1.0',
+        'everlens_http_requests_total{method="GET",route="/samples/{sample_id:path}",status="200"} 1.0',
+        'everlens_http_requests_total{method="GET",route="none",status="404"} 1.0',
+        "everlens_samples_accepted_total 1.0",
+        "everlens_swaps_total 1.0",
+        "everlens_version 1.0",
+        "everlens_learned_through 1.0",
+        "everlens_backlog_samples 1.0",
+        "everlens_batch_size_count 1.0",
+        "everlens_queue_depth 0.0",
+        "everlens_log_up 1.0",
+    ):
+        assert line in text
+
+
+async def test_the_process_lives_while_the_model_loads(settings: Settings, tiny_clip, stream):
+    """While the base model loads, /livez answers, and what needs the model is a 503."""
+    loading = threading.Event()
+
+    def load():
+        loading.wait(10)
+        return tiny_clip
+
+    app = create_app(settings, load)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://everlens") as client,
+    ):
+        assert (await client.get("/livez")).status_code == 200
+        for route in ("/readyz", "/classes"):
+            response = await client.get(route)
+            assert response.status_code == 503
+            assert response.json()["type"] == "/problems/not-ready"
+        for route in ("/samples", "/classify"):
+            assert (await client.post(route, json={})).status_code == 503
+        loading.set()
+        await asyncio.wait_for(app.state.service.settled.wait(), 10)
+        assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("error", [ModelError("no such model"), RuntimeError("out of memory")])
+async def test_a_model_that_cannot_be_loaded_says_why(settings: Settings, error, stream):
+    """When loading fails the reason is kept for the process's last words, and nothing hangs."""
+
+    def load():
+        raise error
+
+    app = create_app(settings, load)
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(app.state.service.settled.wait(), 10)
+        assert str(error) in str(app.state.service.failure)
+        assert isinstance(app.state.service.failure, ModelError)
+
+
+async def test_the_root_names_routes_that_exist(api: Api):
+    """Every route that GET / names is one."""
+    for route in (await api.client.get("/")).json()["routes"]:
+        assert (await api.client.get(route)).status_code in {200, 405}
+
+
+def bodies(schema: dict[str, Any]) -> list[Any]:
+    """Every example of a request body in the OpenAPI description."""
+    found = []
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            for kind, media in operation.get("requestBody", {}).get("content", {}).items():
+                examples = [example["value"] for example in media.get("examples", {}).values()]
+                examples += [media["example"]] if "example" in media else []
+                found += [(method, path, kind, example) for example in examples]
+    return found
+
+
+async def test_every_example_of_the_description_works(api: Api):
+    """Each body that OpenAPI shows is accepted as it stands."""
+    schema = (await api.client.get("/openapi.json")).json()
+    examples = bodies(schema)
+    assert {path for _, path, _, _ in examples} == {"/samples", "/classify"}
+    for method, path, kind, example in examples:
+        sent = {"content": example} if isinstance(example, str) else {"json": example}
+        response = await api.client.request(method, path, headers={"content-type": kind}, **sent)
+        assert response.status_code in {200, 202}, (path, kind, response.text)
+
+
+async def test_the_description_names_every_body_and_problem(api: Api):
+    """Both routes describe all their content types, and their errors as problem documents."""
+    paths = (await api.client.get("/openapi.json")).json()["paths"]
+    assert set(paths["/samples"]["post"]["requestBody"]["content"]) == {
+        "application/json",
+        "application/x-ndjson",
+        "multipart/form-data",
+    }
+    assert "image/jpeg" in paths["/classify"]["post"]["requestBody"]["content"]
+    for route, status in (("/samples", "409"), ("/classify", "504"), ("/samples", "429")):
+        content = paths[route]["post"]["responses"][status]["content"]
+        assert "application/problem+json" in content
+
+
+async def test_kinds_of_problems_are_words_for_addresses():
+    """Each kind is a slug with an error status and a title."""
+    for kind, (status, title) in KINDS.items():
+        assert kind == kind.lower().replace(" ", "-")
+        assert 400 <= status < 600
+        assert title

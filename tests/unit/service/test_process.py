@@ -1,0 +1,143 @@
+"""`python -m service` as a process: its refusals, its one line, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from skimage import data
+
+from everlens.bus.stream import Stream
+from everlens.errors import SettingsError
+from everlens.settings import Settings
+from service.__main__ import check_address
+from tests.unit.service.api import encoded
+
+pytestmark = pytest.mark.system
+
+
+def start(**settings: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if "EVERLENS" not in name}
+    environment |= {f"EVERLENS_{name.upper()}": value for name, value in settings.items()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def running(
+    stream: Stream, log_url: str, namespace: str, tiny_folder: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that is ready, and its address."""
+    port = free_port()
+    process = start(
+        redis_url=log_url,
+        namespace=namespace,
+        model=tiny_folder,
+        pretrained="random",
+        port=str(port),
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in line
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(running, number):
+    """SIGINT and SIGTERM end the process within five seconds, with status 0 and no traceback."""
+    process, url = running
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    started = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 0
+    assert "Traceback" not in said
+
+
+def test_a_waiting_query_does_not_hold_the_end_up(running):
+    """A client that waits to read its own write is left behind after a moment."""
+    process, url = running
+    photo = encoded(data.coffee())
+    assert httpx.post(f"{url}/samples", data={"label": "cup"}, files={"image": photo}).is_success
+    request = (
+        f"POST /classify?labels=a&wait_for=1 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}"
+    )
+    head = f"{request}\r\nContent-Type: image/jpeg\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as waiting:
+        waiting.sendall(head.encode() + photo)
+        time.sleep(0.5)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert time.monotonic() - started < 5
+        assert process.returncode == 0
+
+
+def test_a_large_body_hears_its_answer_on_a_real_socket(running):
+    """A client that sends 20 MB hears the 413, with and without an announced length."""
+    _, url = running
+    large = bytes(20_000_000)
+
+    def unannounced() -> Iterator[bytes]:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    for content in (large, unannounced()):
+        response = httpx.post(
+            f"{url}/classify", content=content, headers={"content-type": "image/jpeg"}
+        )
+        assert response.status_code == 413
+        assert response.json()["type"] == "/problems/body-too-large"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "EVERLENS_REDIS_URL"),
+        ({"redis_url": "unix:///x", "host": "0.0.0.0"}, "EVERLENS_ALLOW_REMOTE"),
+        ({"redis_url": "unix:///x", "prot": "1"}, "EVERLENS_PROT"),
+        ({"redis_url": "unix:///x", "port": "many"}, "EVERLENS_PORT"),
+        ({"redis_url": "unix:///x", "device": "abacus"}, "EVERLENS_DEVICE"),
+        ({"redis_url": "unix:///x", "model": "no-such-model"}, "EVERLENS_PRETRAINED"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(settings, said):
+    """A wrong setting or model is one line and status 2, never a traceback."""
+    process = start(**({"port": str(free_port())} | settings))
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said in error
+    assert "Traceback" not in out + error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "everlens.example"])
+def test_other_machines_are_let_in_only_on_purpose(host):
+    """An address that others can reach needs `allow_remote`; loopback needs nothing."""
+    with pytest.raises(SettingsError, match="EVERLENS_ALLOW_REMOTE"):
+        check_address(Settings(redis_url="unix:///x", host=host))
+    check_address(Settings(redis_url="unix:///x", host=host, allow_remote=True))
+    for loopback in ("127.0.0.1", "127.3.2.1", "::1", "localhost"):
+        check_address(Settings(redis_url="unix:///x", host=loopback))
