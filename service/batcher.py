@@ -123,7 +123,7 @@ class Batcher:
             self.metrics.queue_depth.set(self._queued)
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Return what `function` returns when the model thread has called it between two batches."""
+        """Return what `function` returns, called on the model thread between two batches."""
         future: asyncio.Future[Result] = self._loop.create_future()
         self._queue.put(_Call(function, future))
         return await future
