@@ -95,7 +95,7 @@ class Settings(BaseSettings):
 
     # The service
     service_threads: int = Field(0, ge=0, description="Threads of the model; 0 takes all cores.")
-    max_batch: int = Field(16, ge=1, le=256, description="Queries in one forward pass at most.")
+    max_batch: int = Field(8, ge=1, le=256, description="Queries in one forward pass at most.")
     max_queued_queries: int = Field(256, ge=1, description="Waiting queries; beyond it 503.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
     max_image_bytes: int = Field(12 * 2**20, ge=1024, description="Size of one picture's file.")
@@ -103,6 +103,7 @@ class Settings(BaseSettings):
         64_000_000, ge=4096, description="Width times height of one picture."
     )
     max_samples_per_request: int = Field(256, ge=1, description="Samples in one POST /samples.")
+    max_queries_per_request: int = Field(64, ge=1, description="Pictures in one POST /classify.")
     max_labels_per_request: int = Field(1000, ge=1, description="Names in one POST /classify.")
     max_backlog_samples: int = Field(10_000, ge=1, description="Waiting samples; beyond it 429.")
     max_backlog_bytes: int = Field(512 * 2**20, ge=2**20, description="Likewise, in bytes.")

@@ -77,7 +77,7 @@ async def read_questions(request: Request, settings: Settings) -> Questions:
 def _from_json(value: Any, settings: Settings) -> Questions:
     many = isinstance(value, list)
     values = value if many else [value]
-    most = min(settings.max_samples_per_request, settings.max_queued_queries)
+    most = min(settings.max_queries_per_request, settings.max_queued_queries)
     if not 1 <= len(values) <= most:
         raise field_problem("body", f"send 1 to {most} pictures, not {len(values)}")
     items, errors = [], []

@@ -207,11 +207,15 @@ class Batcher:
         return True
 
     def _forward(self, snapshot: Snapshot, pixels: list[Pixels]) -> Views:
-        started = time.monotonic()
-        views = snapshot.see(pixels)
-        self._forward_s = time.monotonic() - started
-        self.metrics.batch_size.observe(len(pixels))
-        return views
+        """Return the views of these pictures; a long list is seen a batch at a time."""
+        slices = []
+        for start in range(0, len(pixels), self.batch_max):
+            part = pixels[start : start + self.batch_max]
+            started = time.monotonic()
+            slices.append(snapshot.see(part))
+            self._forward_s = time.monotonic() - started
+            self.metrics.batch_size.observe(len(part))
+        return _joined(slices)
 
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -266,6 +270,15 @@ def _answers(
                 ranked = snapshot.rank(names, probability_K, top)
                 answers[places[row]] = Answer(ranked, snapshot.version, snapshot.learned_through)
     return [answers[place] for place in range(len(queries))]
+
+
+def _joined(slices: list[Views]) -> Views:
+    if len(slices) == 1:
+        return slices[0]
+    joined: list[Any] = [
+        None if part[0] is None else torch.cat(part) for part in zip(*slices, strict=True)
+    ]
+    return Views(*joined)
 
 
 def _rows(views: Views, rows: list[int]) -> Views:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 
-from everlens.bus import server
+from everlens.bus.durability import REQUIRED
 from everlens.settings import PREFIX, Settings
 from tests.deploy.compose import ROOT, load, variables
 
@@ -119,8 +119,7 @@ def test_the_log_is_as_durable_as_the_embedded_one(services: dict[str, Any]) -> 
         if name.startswith("--")
     }
 
-    required = server._REQUIRED
-    assert {name: options.get(name) for name in required} == required
+    assert {name: options.get(name) for name in REQUIRED} == REQUIRED
 
 
 def test_the_log_is_not_published(services: dict[str, Any]) -> None:

@@ -46,7 +46,12 @@ class EvidenceSums:
         return int(self.count_C.sum())
 
     def add(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
-        """Add samples; a class index beyond the known ones makes room for it."""
+        """
+        Add samples; a class index beyond the known ones makes room for it.
+
+        Raises:
+            StateError: a feature is not finite; nothing was added.
+        """
         self._change(feature_BD, class_B, sign=1)
 
     def subtract(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
@@ -102,6 +107,8 @@ class EvidenceSums:
         assert len(feature_BD) == len(class_B) > 0
         assert min(class_B) >= 0
         unit_BD = functional.normalize(feature_BD.double(), dim=-1)
+        if not unit_BD.isfinite().all():
+            raise StateError("evidence: a feature holds a number that is not finite")
         self._make_room(max(class_B) + 1)
         index_B = torch.tensor(list(class_B))
         self.gram_DD += sign * (unit_BD.T @ unit_BD)

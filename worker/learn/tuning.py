@@ -98,7 +98,8 @@ class Tuner:
             company = [*new, *replay.draw(places, generator)]
             if len({exemplar.class_index for exemplar in company}) < 2:
                 continue
-            losses.append(self._step(company, text_vector, prompt))
+            loss = self._step(company, text_vector, prompt)
+            losses += [] if loss is None else [loss]
         return losses
 
     def _some_of_each(self, batch: Sequence[Exemplar], generator: Generator) -> list[Exemplar]:
@@ -117,7 +118,8 @@ class Tuner:
         company: Sequence[Exemplar],
         text_vector: Callable[[Exemplar], Tensor],
         prompt: Callable[[Exemplar], str],
-    ) -> float:
+    ) -> float | None:
+        """Return the loss, or None when its gradient is not finite: then nothing moves."""
         first_K, target_B, rival_BK = candidates(
             [e.class_index for e in company], [e.text for e in company]
         )
@@ -140,9 +142,11 @@ class Tuner:
         )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(
-            self.parameters.values(), GRADIENT_NORM_MAX, error_if_nonfinite=True, foreach=False
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters.values(), GRADIENT_NORM_MAX, foreach=False
         )
+        if not bool(norm.isfinite()):
+            return None
         self.optimiser.step()
         return float(loss.detach())
 

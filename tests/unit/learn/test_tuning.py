@@ -221,12 +221,11 @@ def test_the_served_top_is_the_tuned_one(tiny_clip: Backbone) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(tiny_clip: Backbone) -> None:
-    """A gradient that is not finite raises and moves nothing."""
+    """A step whose gradient is not finite is left out: nothing moves, nobody is stopped."""
     lesson, batch = Lesson(tiny_clip), exemplars(tiny_clip, TWO)
     before = lesson.tuner.state()
     broken = dataclasses.replace(batch[0], trunk=torch.full_like(batch[0].trunk, float("nan")))
-    with pytest.raises(RuntimeError, match="non-finite"):
-        lesson.teach([broken, *batch[1:]])
+    assert [] == lesson.teach([broken, *batch[1:]])
     assert same_bits(lesson.tuner.state(), before)
 
 
