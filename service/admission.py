@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from everlens.bus.admission import Admission, Admittable
-from everlens.errors import EverlensError, Refused
+from everlens.errors import Refused
 from everlens.records import Receipt
 
 GROUP_SAMPLES_MAX = 64
@@ -61,7 +61,7 @@ class GroupAdmission:
             receipts = await self.admission.admit([s for samples, _ in group for s in samples])
         except Refused:
             raise
-        except EverlensError as error:
+        except Exception as error:  # also what the server itself says: nobody may wait for ever
             for _, future in group:
                 _fail(future, error)
             return
@@ -74,14 +74,14 @@ class GroupAdmission:
         samples, future = request
         try:
             receipts = await self.admission.admit(samples)
-        except EverlensError as error:
+        except Exception as error:
             _fail(future, error)
             return
         if not future.done():
             future.set_result(receipts)
 
 
-def _fail(future: asyncio.Future[list[Receipt]], error: EverlensError) -> None:
+def _fail(future: asyncio.Future[list[Receipt]], error: Exception) -> None:
     # An instance for each: a traceback grows with every raise.
     if not future.done():
         future.set_exception(error)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -172,7 +173,10 @@ class Batcher:
         for ask in asks:
             if ask.future.cancelled():
                 continue
-            if self._found_names(ask):
+            found = _outcome(partial(self._found_names, ask))
+            if isinstance(found, Exception):
+                self._deliver([(ask.future, found)])
+            elif found:
                 ready.append(ask)
             else:
                 self._queue.put(ask)

@@ -28,6 +28,7 @@ from everlens.errors import (
     Fenced,
     ModelError,
     OtherLog,
+    PartError,
     ServerError,
     SettingsError,
     StateError,
@@ -142,11 +143,11 @@ def main() -> int:
     log.info("learning with %s", loop.backbone.name)
     try:
         loop.run(stopping.is_set)
-    except (StateError, OtherLog, Fenced, Diverged, ServerError) as error:
+    except (StateError, OtherLog, Fenced, Diverged, ServerError, PartError) as error:
         print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, Fenced):
             with contextlib.suppress(BusError):
-                loop.stream.pause(str(error))
+                loop.pause(str(error))
         return EXIT_STATE
     loop.state.close()
     return 0

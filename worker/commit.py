@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import sqlite3
@@ -73,7 +74,6 @@ class Progress:
     digest: str = ""  # of the version's manifest
     parent: str = ""  # of the version before
     parts: dict[str, str] = field(default_factory=dict)  # of the version, name → digest
-    factor_batch: int = 0  # when the shared factor was made
     adapter_batch: int = 0  # when the adapter was published last
     adapter_moved: bool = False  # since then
     adapter_due: bool = False  # the last batch asks for its publication
@@ -149,8 +149,10 @@ class StateFile:
             "INSERT INTO pending VALUES (?, ?, ?, ?, ?)",
             [_exemplar_row(exemplar) for exemplar in learner.pending],
         )
-        if observation.refreshed and learner.batch >= self._sums_batch() + SUMS_EVERY_BATCHES:
-            assert learner.sums is not None
+        if observation.refreshed:
+            assert learner.factor is not None
+            self.save_blob("factor", save({"factor_DD": learner.factor}))
+        if learner.sums is not None and learner.batch >= self._sums_batch() + SUMS_EVERY_BATCHES:
             self.save_blob("sums", save(learner.sums.tensors()), batch=learner.batch)
 
     def save_adapter(self, parts: dict[str, bytes]) -> None:
@@ -213,10 +215,7 @@ class StateFile:
         Raises:
             StateError: damaged, or written by a newer everlens.
         """
-        try:
-            row = self.db.execute("SELECT record, digest FROM head").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise StateError(f"{self.path} is damaged: {error}; restore its backup") from error
+        row = self.db.execute("SELECT record, digest FROM head").fetchone()
         if row is None:
             return None
         text, digest = row
@@ -260,6 +259,12 @@ class StateFile:
         Raises:
             StateError: damaged, or made with another base model or other settings.
         """
+        try:
+            return self._restore(learner)
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"{self.path} is damaged ({error}); restore its backup") from error
+
+    def _restore(self, learner: Learner) -> Progress | None:
         record = self.record()
         if record is None:
             return None
@@ -269,7 +274,8 @@ class StateFile:
         learner.replay.next_class = record["next_class"]
         learner.prequential = Prequential(*record["prequential"])
         self._restore_classes(learner)
-        self._restore_sums(learner, progress, record["factor_samples"])
+        self._restore_sums(learner)
+        learner.factor_samples = record["factor_samples"]
         buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
         learner.replay.restore(self._exemplars("exemplars", "place"), buffer)
         learner.pending = list(self._exemplars("pending", "seq"))
@@ -287,27 +293,20 @@ class StateFile:
             learner.class_index[name] = index
             learner.text_vectors.append(_vector(vector))
 
-    def _restore_sums(self, learner: Learner, progress: Progress, factor_samples: int) -> None:
-        saved = self.blob("sums")
-        since = self._sums_batch() if saved is not None else 0
+    def _restore_sums(self, learner: Learner) -> None:
+        saved, factor = self.blob("sums"), self.blob("factor")
         sums = EvidenceSums.of(_tensors(saved, "sums")) if saved is not None else None
         rows = self.db.execute(
             "SELECT batch, class_index, feature FROM samples WHERE batch > ? ORDER BY seq",
-            (since,),
+            (self._sums_batch(),),
         )
-        made = since == progress.factor_batch
-        if sums is not None and made:
-            learner.factor = sums.factor()
-        for batch, group in _by_batch(rows):
-            if not made and batch > progress.factor_batch:
-                assert sums is not None
-                learner.factor, made = sums.factor(), True
+        for group in _by_batch(rows):
             feature_BD = torch.stack([_vector(feature) for _, feature in group])
             sums = sums or EvidenceSums(feature_BD.shape[1])
             sums.add(feature_BD, [class_index for class_index, _ in group])
-        if sums is not None and not made:
-            learner.factor = sums.factor()
-        learner.sums, learner.factor_samples = sums, factor_samples
+        learner.sums = sums
+        if factor is not None:
+            learner.factor = _tensors(factor, "factor")["factor_DD"]
 
     def _sums_batch(self) -> int:
         row = self.db.execute("SELECT digest FROM blobs WHERE name = 'sums.batch'").fetchone()
@@ -326,22 +325,10 @@ def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, byte
     return (exemplar.seq, exemplar.class_index, exemplar.text, exemplar.image, trunk)
 
 
-def _by_batch(
-    rows: Iterator[tuple[int, int, bytes]],
-) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
-    """Group rows of one batch: sums must be added in the steps in which they were first added."""
-    group: list[tuple[int, bytes]] = []
-    current = None
-    for batch, class_index, feature in rows:
-        if batch != current and group:
-            assert current is not None
-            yield current, group
-            group = []
-        current = batch
-        group.append((class_index, feature))
-    if group:
-        assert current is not None
-        yield current, group
+def _by_batch(rows: Iterable[tuple[int, int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Group rows by batch: sums must be added in the steps in which they were first added."""
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        yield [(class_index, feature) for _, class_index, feature in group]
 
 
 def _bytes(vector: Tensor) -> bytes:

@@ -69,7 +69,11 @@ class Loop:
         self.state = state
         self.numerics = numerics
         self.learner = Learner(backbone, config)
-        self.progress: Progress
+        self.progress: Progress  # from `_begin` on
+        self._saved: Progress | None = None  # as the state file had it
+        self._restored = False
+        self._begun = False
+        self._stopping: Callable[[], bool] = lambda: False
         self.snapshot: Snapshot = base_snapshot(backbone, config.adapter.top_blocks)
         self.unpublished: tuple[Manifest, dict[str, bytes]] | None = None
         self.waiting_since: float | None = None  # an entry is there, its batch has no border
@@ -83,9 +87,10 @@ class Loop:
         Raises:
             StateError, OtherLog, Fenced, Diverged, ServerError: learning must stop; serving goes on.
         """
+        self._stopping = stopping
         while not stopping():
             try:
-                if self.stream.fence == 0 and not self._begin():
+                if not self._begun and not self._begin():
                     time.sleep(_AWAY_S)
                     continue
                 self._keep_up()
@@ -107,20 +112,29 @@ class Loop:
     def _begin(self) -> bool:
         """Hold the log that belongs to the state; return False while another learner does."""
         check_durable(self.stream.client)
-        saved = self.state.restore(self.learner) if not hasattr(self, "progress") else self.progress
-        epoch = self._epoch_of(saved)
-        if saved is None:
-            saved = Progress(epoch, uuid.uuid4().hex, self.backbone.fingerprint, self.numerics)
+        if not self._restored:
+            self._saved = self.state.restore(self.learner)
+            self._restored = True
+        epoch = self._epoch_of(self._saved)
+        if self._saved is None:
+            self._saved = Progress(
+                epoch, uuid.uuid4().hex, self.backbone.fingerprint, self.numerics
+            )
             with self.state.transaction():
-                self.state.save_progress(self.learner, saved)
-        self.progress = saved
-        if not self.stream.hold(epoch, saved.holder):
+                self.state.save_progress(self.learner, self._saved)
+        self.progress = self._saved
+        if not self.stream.hold(epoch, self.progress.holder):
             return False
         self._resume()
         if self.progress.untuned:
             self._tune()
-        self.stream.pause("")
+        self.stream.pause("", self.progress.holder)
+        self._begun = True  # last: whatever failed before is done again from the start
         return True
+
+    def pause(self, reason: str) -> None:
+        """Refuse new samples with this reason, unless another learner is at work on the log."""
+        self.stream.pause(reason, self._saved.holder if self._saved is not None else "")
 
     def _epoch_of(self, saved: Progress | None) -> str:
         """Return the epoch to learn from; the log must be the one that the state came from."""
@@ -150,7 +164,7 @@ class Loop:
 
     def _resume(self) -> None:
         """Bring the head and the snapshot to the committed state."""
-        head_version, head_digest = self.publisher.head()
+        head_version, _ = self.publisher.head()
         parts = evidence_parts(self.learner, self.fusion, changed=None, refreshed=True)
         parts |= self.state.adapter_parts(self.progress.parts)
         if self.progress.version == 0:
@@ -179,10 +193,8 @@ class Loop:
             self.progress.numerics = self.numerics
             with self.state.transaction():
                 self.state.save_progress(self.learner, self.progress)
-        contents = {digest_of(part): part for part in parts.values()}
-        self.snapshot = build_snapshot(self.backbone, manifest, contents, self.snapshot)
-        if (head_version, head_digest) != (manifest.version, manifest.digest):
-            self.unpublished = (manifest, contents)
+        # Also where it is the head already: its trim may be what was cut short.
+        self._exchange(manifest, parts)
 
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""
@@ -234,8 +246,6 @@ class Loop:
         )
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
-        if observation.refreshed:
-            self.progress.factor_batch = self.learner.batch
         since = self.learner.batch - self.progress.adapter_batch
         self.progress.untuned = True
         self.progress.adapter_due = (
@@ -257,14 +267,15 @@ class Loop:
         progress.adapter_moved |= bool(losses)
         due = progress.adapter_due and progress.adapter_moved
         parts = adapter_parts(self.learner) if due else {}
+        progress.adapter_moved &= not due
         manifest = None
         if parts:
             # The state may be one version ahead of the head, never two: that one must be out.
-            self._publish_before_next()
+            if not self._publish_before_next():
+                return
             manifest = next_manifest(self.learner, progress, parts, cursor=progress.cursor)
             self._advance(manifest)
             progress.adapter_batch = self.learner.batch
-            progress.adapter_moved = False
         with self.state.transaction():
             self.state.save_tuning(self.learner)
             self.state.save_adapter(parts)
@@ -291,13 +302,16 @@ class Loop:
         except LogUnavailable as error:
             log.warning("%s; version %d is published later", error, self.progress.version)
 
-    def _publish_before_next(self) -> None:
-        """Return when the last committed version is the head."""
+    def _publish_before_next(self) -> bool:
+        """Wait until the last committed version is the head; return False when told to stop."""
         while self.unpublished is not None:
+            if self._stopping():
+                return False
             try:
                 self._keep_up()
             except LogUnavailable:
                 time.sleep(_AWAY_S)
+        return True
 
     def _measure(self, samples: int, seconds: float) -> None:
         if samples:

@@ -37,11 +37,12 @@ def evidence_parts(
     if refreshed or changed is None:
         parts["evidence/factor"] = encode_factor(learner.factor)
     touched = None if changed is None else {index // CHUNK for index in changed}
-    mean_CD = learner.sums.mean_CD()
     for number, span in chunks_of(len(learner.class_names)):
         if touched is not None and number not in touched:
             continue
-        parts[f"evidence/{number}"] = encode_evidence(mean_CD[span], learner.sums.count_C[span])
+        parts[f"evidence/{number}"] = encode_evidence(
+            learner.sums.mean_CD(span), learner.sums.count_C[span]
+        )
         parts[f"classes/{number}"] = encode_classes(
             learner.class_names[span], torch.stack(learner.text_vectors[span])
         )

@@ -46,6 +46,7 @@ class Stream:
         self.fence = 0
         self._control = client.register_script(script("control"))
         self._lease = client.register_script(script("lease"))
+        self._pause = client.register_script(script("pause"))
         self._trim = client.register_script(script("trim"))
 
     def state(self) -> LogState | None:
@@ -170,8 +171,11 @@ class Stream:
                 self.keys.learner, mapping={k: json.dumps(v) for k, v in fields.items()}
             )
 
-    def pause(self, reason: str) -> None:
-        """Refuse new samples from now on, with this reason; an empty one accepts them again."""
+    def pause(self, reason: str, holder: str) -> None:
+        """
+        Refuse new samples from now on, with this reason; an empty one accepts them again.
+
+        Does nothing while another than `holder` holds the lease: it is at work.
+        """
         with reaching_the_log():
-            if self.client.exists(self.keys.meta):
-                self.client.hset(self.keys.meta, "paused", reason)
+            self._pause(keys=[self.keys.meta, self.keys.lease], args=[holder, reason])

@@ -130,6 +130,9 @@ class _Builder:
         self.memo: dict[Hashable, Any] = {}
 
     def build(self) -> Snapshot:
+        for name in ("adapter", "fusion"):  # remembered also where what was made of it is
+            if name in self.manifest.parts:
+                self._load(name)
         classes = self._classes()
         spec = self._once(("spec", self._digest("adapter")), self._spec)
         top_blocks = spec.top_blocks if spec is not None else self.top_blocks
@@ -181,6 +184,8 @@ class _Builder:
         """Return the loaded chunks `prefix/0`, `prefix/1`, …, all but the last of full length."""
         loaded: list[dict[str, Tensor]] = []
         while f"{prefix}/{len(loaded)}" in self.manifest.parts:
+            if loaded and len(loaded[-1]["text_CE" if prefix == "classes" else "mean_CD"]) != CHUNK:
+                raise PartError(f"{prefix}/{len(loaded) - 1} has not {CHUNK} classes")
             loaded.append(self._load(f"{prefix}/{len(loaded)}"))
         return loaded
 

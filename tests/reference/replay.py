@@ -3,7 +3,8 @@ Class-balancing reservoir sampling after Chrysakis and Moens (ICML 2020), Algori
 
 A class is largest when none holds more, so several can be at once; it is full when it is or ever
 was largest in a memory without room. One flat list for the memory; `below(n)` gives a uniform
-number in [0, n). Of several largest classes the one of the lowest number makes room.
+number in [0, n). Of several largest classes the one of the lowest number makes room. Beyond the
+paper: a full class that lost its last sample to others is let in again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Memory:
         held = Counter(c for _, c in self.stored)
         largest = [c for c in sorted(held) if held[c] == max(held.values())]
         self.full.update(largest)
-        if label not in self.full:
+        if label not in self.full or not held[label]:
             self._replace(largest[0], (sample, label), below)
         elif below(self.seen[label]) < held[label]:
             self._replace(label, (sample, label), below)

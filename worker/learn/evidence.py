@@ -60,7 +60,7 @@ class EvidenceSums:
 
     def merge(self, other: EvidenceSums) -> None:
         """Add the sums of another learner over the same class table."""
-        self._make_room(len(other.count_C))
+        self.make_room(len(other.count_C))
         self.gram_DD += other.gram_DD
         self.sum_CD[: len(other.count_C)] += other.sum_CD
         self.count_C[: len(other.count_C)] += other.count_C
@@ -83,12 +83,13 @@ class EvidenceSums:
         if int(info) != 0:
             raise StateError(f"evidence: G + {RIDGE:g}·I is not positive definite")
         inverse_DD = torch.linalg.solve_triangular(lower_DD, eye_DD, upper=False)
-        factor_DD: Tensor = inverse_DD.float()
+        # In the memory order in which it is saved: another order gives other bits downstream.
+        factor_DD: Tensor = inverse_DD.float().contiguous()
         return factor_DD
 
-    def mean_CD(self) -> Tensor:
-        """Return the mean unit feature of each class, float32; zero without a sample."""
-        return (self.sum_CD / self.count_C.clamp(min=1)[:, None]).float()
+    def mean_CD(self, span: slice = slice(None)) -> Tensor:
+        """Return the mean unit feature of a range of classes, float32; zero without a sample."""
+        return (self.sum_CD[span] / self.count_C[span].clamp(min=1)[:, None]).float()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a commit saves."""
@@ -109,13 +110,14 @@ class EvidenceSums:
         unit_BD = functional.normalize(feature_BD.double(), dim=-1)
         if not unit_BD.isfinite().all():
             raise StateError("evidence: a feature holds a number that is not finite")
-        self._make_room(max(class_B) + 1)
+        self.make_room(max(class_B) + 1)
         index_B = torch.tensor(list(class_B))
         self.gram_DD += sign * (unit_BD.T @ unit_BD)
         self.sum_CD.index_add_(0, index_B, unit_BD, alpha=sign)
         self.count_C.index_add_(0, index_B, torch.ones_like(index_B), alpha=sign)
 
-    def _make_room(self, classes: int) -> None:
+    def make_room(self, classes: int) -> None:
+        """Know at least so many classes; new ones have no sample."""
         missing = classes - len(self.count_C)
         if missing > 0:
             self.sum_CD = torch.cat(

@@ -127,7 +127,9 @@ class Learner:
             self.sums = EvidenceSums(feature_BD.shape[1])
         self.sums.add(feature_BD, class_B)
         exemplars = [
-            Exemplar(sample.seq, c, sample.text, sample.image, trunk)
+            # A row of its own, since a view would keep the whole batch in memory; and in the memory
+            # order in which it is saved, since another order gives other bits.
+            Exemplar(sample.seq, c, sample.text, sample.image, _own(trunk))
             for sample, c, trunk in zip(
                 batch, class_B, hidden.states.to("cpu", torch.float16), strict=True
             )
@@ -166,6 +168,7 @@ class Learner:
             sums = sums or EvidenceSums(feature_BD.shape[1])
             sums.add(feature_BD, [e.class_index for e in part])
         assert sums is not None
+        sums.make_room(len(self.class_names))
         return head_of(sums)
 
     def adapter_text(self, span: slice) -> Tensor | None:
@@ -177,9 +180,17 @@ class Learner:
         return torch.stack([self.tuner.text_vector(template.format(name)) for name in names])
 
     def _balanced(self, count_max: int) -> list[Exemplar]:
-        """Return the buffer, or an equal share of each class when it is larger than that."""
-        share = max(1, count_max // max(1, len(self.replay.classes)))
-        return [e for c in self.replay.classes for e in self.replay.of_class(c)[-share:]]
+        """
+        Return the buffer, or an equal share of each class when it is larger than that.
+
+        With more classes than `count_max` they take turns; the others answer by evidence alone.
+        """
+        classes = self.replay.classes
+        if len(classes) > count_max:
+            start = self.batch * count_max % len(classes)
+            classes = sorted((classes[start:] + classes[:start])[:count_max])
+        share = max(1, count_max // max(1, len(classes)))
+        return [e for c in classes for e in self.replay.of_class(c)[-share:]]
 
     def _score(self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views) -> None:
         known = snapshot.classes
@@ -219,3 +230,7 @@ class Learner:
     def _prompt(self, exemplar: Exemplar) -> str:
         name = self.class_names[exemplar.class_index]
         return exemplar.text or self.backbone.templates[0].format(name)
+
+
+def _own(row: Tensor) -> Tensor:
+    return row.clone(memory_format=torch.contiguous_format)

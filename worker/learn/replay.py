@@ -132,15 +132,13 @@ class ReplayBuffer:
             return None
         gone: list[int] = []
         if self.bytes + sample.bytes > self.budget_bytes:
-            largest = self._largest()
-            if shelf.full:
+            self._largest()  # marks it full
+            if shelf.full and shelf.exemplars:
                 if _below(shelf.seen, generator) >= len(shelf.exemplars):
                     return None
-                largest = shelf
-            while self.bytes + sample.bytes > self.budget_bytes:
-                if not largest.exemplars:
-                    largest = self._largest()
-                gone.append(self._drop(largest, _below(len(largest.exemplars), generator)))
+                gone.append(self._drop(shelf, generator))
+        while self.bytes + sample.bytes > self.budget_bytes:
+            gone.append(self._drop(self._largest(), generator))
         self._put(shelf, sample)
         return gone
 
@@ -160,8 +158,8 @@ class ReplayBuffer:
         shelf.bytes += exemplar.bytes
         self.bytes += exemplar.bytes
 
-    def _drop(self, shelf: _Shelf, place: int) -> int:
-        gone = shelf.exemplars.pop(place)
+    def _drop(self, shelf: _Shelf, generator: Generator) -> int:
+        gone = shelf.exemplars.pop(_below(len(shelf.exemplars), generator))
         shelf.bytes -= gone.bytes
         self.bytes -= gone.bytes
         return gone.seq

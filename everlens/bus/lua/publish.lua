@@ -29,7 +29,10 @@ for i = 11 + parts, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]
 redis.call('SET', KEYS[3], ARGV[6])
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[4], ARGV[3], now[1] .. ' ' .. ARGV[8])
-redis.call('ZADD', KEYS[5], ARGV[7], ARGV[3])
+-- The first version that learnt through an entry is the one that learnt it.
+if redis.call('ZCOUNT', KEYS[5], ARGV[7], ARGV[7]) == 0 then
+  redis.call('ZADD', KEYS[5], ARGV[7], ARGV[3])
+end
 local forgotten = version - tonumber(ARGV[9])
 if forgotten > 0 then
   redis.call('HDEL', KEYS[4], tostring(forgotten))

@@ -158,7 +158,7 @@ def test_ids_are_forgotten_by_count(ask, stream: Stream) -> None:
 def test_paused_learner_takes_repeats_only(ask, stream: Stream) -> None:
     """While learning is paused new samples are refused with the reason."""
     ask(lambda a: a.admit([sample("a")]))
-    stream.pause("the state is damaged")
+    stream.pause("the state is damaged", "learner")
 
     with pytest.raises(LearningPaused, match="the state is damaged"):
         ask(lambda a: a.admit([sample("b")]))

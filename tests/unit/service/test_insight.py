@@ -69,7 +69,7 @@ async def test_learning_says_how_far_it_is(api: Api, photos):
     assert learning["paused"] is None
     assert learning["learner"] == {"samples_per_s": 12.5}
     assert learning["refused_versions"] == []
-    api.stream.pause("the state is damaged")
+    api.stream.pause("the state is damaged", "test")
     assert (await api.client.get("/learning")).json()["paused"] == "the state is damaged"
 
 

@@ -174,7 +174,7 @@ async def test_a_full_log_is_a_429_that_says_when(started: Start, settings: Sett
 
 async def test_a_paused_learner_is_a_503_with_its_reason(api: Api, photo):
     """While learning is paused new samples are refused with the learner's words."""
-    api.stream.pause("the disk is full")
+    api.stream.pause("the disk is full", "test")
     response = await api.teach("heron", photo)
     assert response.status_code == 503
     assert "the disk is full" in response.json()["detail"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from everlens.bus.admission import Admittable
 from everlens.bus.scripts import text
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
-from everlens.errors import Diverged, Fenced, OtherLog, StateError
+from everlens.errors import Diverged, Fenced, LogUnavailable, OtherLog, StateError
 from everlens.model.backbone import load_backbone
 from everlens.records import EntryKind
 from tests.tiny_clip import write_tiny_clip
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench, until_cursor
-from worker.loop import Loop
+from tests.unit.worker.conftest import Bench, digit_samples, fresh_bench, until_cursor
+from worker.loop import Loop, Pace
+
+# Room for about thirty digits with their trunks.
+BUFFER_BYTES = 150_000
 
 
 def run_to(loop: Loop, cursor: int) -> Loop:
@@ -30,8 +34,9 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     assert learner.sums is not None
     assert learner.factor is not None
     tensors = {**learner.tuner.state(), **learner.sums.tensors(), "factor": learner.factor}
-    for exemplar in learner.replay:
-        tensors[f"exemplar {exemplar.seq}"] = exemplar.trunk
+    # By place: the order decides what is drawn and evicted next.
+    for place, exemplar in enumerate(learner.replay):
+        tensors[f"exemplar {place} is {exemplar.seq}"] = exemplar.trunk
     return tensors
 
 
@@ -76,7 +81,7 @@ def test_adapter_is_published_after_so_many_batches(bench: Bench) -> None:
 def test_idle_learner_publishes_its_adapter_through_the_log(bench: Bench) -> None:
     """When nothing comes, the decision to publish the adapter is an entry of the log."""
     bench.admit(digit_samples(4))
-    pace = PACE.__class__(4, 0.01, 100, 0.05, 1000)
+    pace = Pace(4, 0.01, 100, 0.05, 1000)
     loop = run_to(bench.loop(pace=pace), 5)
 
     assert loop.progress.parts["adapter"]
@@ -136,6 +141,92 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
     survivor = run_to(copy.loop("dying"), 16)
 
     assert_same_bits(through, survivor)
+
+
+def test_long_run_with_evictions_survives_restarts_to_the_bit(bench: Bench) -> None:
+    """Past a save of the sums, with a factor that is old and a buffer that is full."""
+    pace = Pace(2, 0.01, 5, 60.0, 1000)
+    copy = fresh_bench(bench, "-copy")
+    for log in (bench, copy):
+        log.admit(digit_samples(80))
+    through = run_to(bench.loop("through", pace=pace, replay_bytes=BUFFER_BYTES), 80)
+    assert len(through.learner.replay) < 60
+    assert through.learner.factor_samples < 80
+    assert through.state.blob("sums") is not None
+
+    for cursor in (14, 30, 66, 70, 80):
+        restarted = run_to(copy.loop("again", pace=pace, replay_bytes=BUFFER_BYTES), cursor)
+        if cursor < 80:
+            restarted.state.close()
+
+    assert_same_bits(through, restarted)
+
+
+@pytest.mark.parametrize("fails", ["head", "pause", "state"])
+def test_log_that_goes_away_during_the_start_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A start that was cut short is begun again whole: nothing of it is taken as done."""
+    bench.admit(digit_samples(12))
+    dying = bench.loop()
+    dying._begin()
+    batch = dying._next_batch()
+    assert batch is not None
+    dying._observe(batch)  # committed, neither published nor tuned
+    dying.state.close()
+
+    again = bench.loop()
+    target = again.publisher if fails == "head" else again.stream
+    real, calls = getattr(target, fails), []
+
+    def away_once(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise LogUnavailable("gone for a moment")
+        return real(*arguments)
+
+    monkeypatch.setattr(target, fails, away_once)
+    run_to(again, 12)
+
+    assert len(calls) > 1
+    assert 12 == again.learner.samples
+    assert (again.progress.version, again.progress.digest) == Publisher(again.stream).head()
+    assert b"" == bench.client.hget(bench.keys.meta, "paused")
+
+
+def test_start_makes_up_for_a_trim_that_was_cut_short(bench: Bench) -> None:
+    """Published and not trimmed: the next start frees the log, so that admission has its room."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+    loop.state.close()
+    bench.client.hset(bench.keys.meta, "done", 0)
+
+    run_to(bench.loop(), 4)
+    assert b"4" == bench.client.hget(bench.keys.meta, "done")
+
+
+def test_idle_adapter_without_exemplars_ends(bench: Bench) -> None:
+    """A buffer too small for any exemplar leads to no adapter, and to one decision only."""
+    bench.admit(digit_samples(8))
+    pace = Pace(4, 0.01, 100, 0.05, 1000)
+    loop = bench.loop(pace=pace, replay_bytes=100)
+    run_to(loop, 9)
+    ended = time.monotonic() + 1.0
+
+    loop.run(lambda: time.monotonic() > ended)
+    assert 9 == loop.progress.cursor
+
+
+def test_learner_without_a_state_does_not_pause_another(bench: Bench) -> None:
+    """A second worker with an empty directory stops; the first one's log goes on taking samples."""
+    bench.admit(digit_samples(4))
+    run_to(bench.loop(), 4)
+    stranger = bench.loop("empty")
+    with pytest.raises(StateError):
+        run_to(stranger, 8)
+
+    stranger.pause("I have no state")
+    assert b"" == bench.client.hget(bench.keys.meta, "paused")
 
 
 def test_bad_entry_goes_to_the_dead_letters_alone(bench: Bench) -> None:
