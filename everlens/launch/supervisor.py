@@ -208,6 +208,8 @@ class Launcher:
         if self.programs:
             took_s = time.monotonic() - began
             self.say(f"stopped in {took_s:.1f} s; the next start goes on from here")
+        for number in _SIGNALS:  # nothing is left to kill: a late one changes nothing
+            signal.signal(number, signal.SIG_IGN)
 
     def _kill(self, _number: int, _frame: FrameType | None) -> NoReturn:
         processes = [program.process for program in self.programs]

@@ -192,6 +192,9 @@ def test_second_interrupt_kills(data_dir: Path) -> None:
     """A second Ctrl-C while it stops ends everything at once, and nothing is left."""
     with up(data_dir, free_port()) as launcher:
         launcher.until_said("service   started", READY_S)
+        worker_log = data_dir / "logs" / "worker.log"
+        # Begun, so that it takes SIGTERM as its own and not as a wrapper that dies of it.
+        until(lambda: "learning with" in _said(worker_log), READY_S, "to learn", launcher.log)
         (worker,) = (p for p in processes_naming(str(data_dir)) if "-m worker" in p)
         os.kill(int(worker.split()[0]), signal.SIGSTOP)  # so that it cannot stop in order
         launcher.signal_group(signal.SIGINT)
@@ -201,6 +204,10 @@ def test_second_interrupt_kills(data_dir: Path) -> None:
         until(lambda: not processes_naming(str(data_dir)), 15, "no child left", launcher.log)
 
     assert code == 130
+
+
+def _said(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def test_demo_and_status_report_what_was_learnt(running: Running) -> None:

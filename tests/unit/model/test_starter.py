@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from bench.packs import data_folder, to_square
 from bench.starter_figures import class_texts, measure
 from everlens.errors import ModelError
+from everlens.model.runtime import import_torchvision
 from everlens.model.starter import StarterParts, load_starter
 from everlens.model.starter import weights as starter_weights
 from everlens.model.starter.image_tower import STAGES
@@ -121,10 +122,9 @@ def test_image_features_equal_the_unfolded_network(starter: StarterParts) -> Non
 
 def test_image_features_equal_timm(starter: StarterParts) -> None:
     """The features equal those of timm's network with the wheel's tensors zipped in order."""
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm cannot be imported here: {error}")
+    import_torchvision()  # timm imports it
+    import timm
+
     network = timm.create_model("tf_efficientnet_lite2", pretrained=False)
     ours = [t for name, t in read_image_weights().items() if "num_batches" not in name]
     theirs = [name for name in network.state_dict() if "num_batches" not in name]
@@ -187,10 +187,9 @@ def test_text_features_equal_torchs_encoder(starter: StarterParts) -> None:
 
 def test_text_features_equal_transformers(starter: StarterParts, tmp_path: Path) -> None:
     """The features equal those of the library the model was published for, its tokenizer too."""
-    try:
-        from transformers import AutoTokenizer, BertModel
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"transformers cannot be imported here: {error}")
+    import_torchvision()  # transformers imports it where it is installed
+    from transformers import AutoTokenizer, BertModel
+
     with zipfile.ZipFile(starter_weights.text_weights_path()) as archive:
         archive.extractall(tmp_path)
     batch = AutoTokenizer.from_pretrained(tmp_path)(
