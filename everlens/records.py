@@ -10,6 +10,9 @@ LABEL_CHARACTERS_MAX = 200
 TEXT_CHARACTERS_MAX = 500
 ID_CHARACTERS_MAX = 200
 
+# Letters and symbols by their category that nobody sees: Hangul fillers and the empty braille cell.
+_BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
 
 class EntryKind(StrEnum):
     """What an entry of the log asks of the learner."""
@@ -56,6 +59,11 @@ class DeadLetter:
     reason: str
 
 
+def as_written(text: str) -> str:
+    """Return a name in the form in which it is kept: Unicode NFC, no surrounding white space."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def clean_name(text: str, *, field: str, characters_max: int = LABEL_CHARACTERS_MAX) -> str:
     """
     Return a class name (or caption, or id) in Unicode NFC without surrounding white space.
@@ -64,7 +72,7 @@ def clean_name(text: str, *, field: str, characters_max: int = LABEL_CHARACTERS_
         ValueError: empty, too long, or with control, bidirectional or unpaired surrogate
             characters, which would show one name and mean another.
     """
-    name = unicodedata.normalize("NFC", text).strip()
+    name = as_written(text)
     if not name:
         raise ValueError(f"{field} is empty; give it at least one visible character")
     if len(name) > characters_max:
@@ -78,4 +86,6 @@ def clean_name(text: str, *, field: str, characters_max: int = LABEL_CHARACTERS_
             raise ValueError(
                 f"{field} contains the character U+{ord(character):04X}, which is not printable"
             )
+    if not any(unicodedata.category(c)[0] in "LNPS" and c not in _BLANKS for c in name):
+        raise ValueError(f"{field} shows nothing; give it at least one visible character")
     return name

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from everlens.errors import ImageError
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
+from everlens.records import as_written
 from everlens.settings import Settings
 from service import body
 from service.batcher import Answer, Query
@@ -207,7 +208,7 @@ async def _wait_learned(service: Service, model: Model, fields: QueryFields) -> 
 async def _seq_of(service: Service, wait_for: str | int) -> int:
     """Return the number of an accepted sample; digits are an id first, then a number."""
     if isinstance(wait_for, str):
-        seq = await service.log.seq_of(wait_for)
+        seq = await service.log.seq_of(as_written(wait_for))
         if seq is not None:
             return seq
         if not (wait_for.isascii() and wait_for.isdigit() and len(wait_for) < 16):

@@ -9,6 +9,7 @@ at a third of its time; `tests/unit/service/test_images.py` holds it to that.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +108,8 @@ def _too_many_pixels(pixels_max: int) -> ImageError:
 
 
 def _damaged(error: Exception) -> ImageError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    # Without the address of our own buffer, which Pillow names.
+    reason = " ".join(re.sub(r"<_io[^>]*>", "", str(error)).split())[:120] or type(error).__name__
     return ImageError(f"the picture is damaged or cut off ({reason}); send it again", status=422)
 
 

@@ -27,7 +27,7 @@ EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
 
-_DATA_URI = re.compile(r"data:[\w.+/-]*;base64,", re.ASCII)
+_DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w.+=-]+)*;base64,", re.ASCII | re.IGNORECASE)
 
 
 # Looked at before a text is normalised, which costs time for every character.
@@ -178,7 +178,7 @@ def image_bytes(image: str) -> bytes:
         ValueError: with a sentence that says what is wrong.
     """
     head = _DATA_URI.match(image)
-    if head is None and image.startswith("data:"):
+    if head is None and image[:5].lower() == "data:":
         raise ValueError("the data URI is not base64; write data:image/jpeg;base64,…")
     text = image[head.end() :] if head is not None else image
     try:

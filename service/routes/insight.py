@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from everlens.records import as_written
 from service import openapi
 from service.context import service_of
 from service.problems import Problem
@@ -42,6 +43,7 @@ async def get_classes(request: Request) -> Response:
 async def get_class(request: Request, name: str) -> Response:
     """One learnt class."""
     snapshot = service_of(request).ready().serving.current
+    name = as_written(name)
     index = snapshot.classes.index.get(name)
     if index is None:
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")

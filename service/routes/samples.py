@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from everlens.records import Receipt
+from everlens.records import Receipt, as_written
 from service import openapi
 from service.context import service_of
 from service.problems import Problem
@@ -53,6 +53,7 @@ def _record(receipt: Receipt) -> dict[str, object]:
 async def get_sample(request: Request, sample_id: str) -> Response:
     """Accepted, then learnt by a version, or dead with its reason."""
     log = service_of(request).log
+    sample_id = as_written(sample_id)
     seq = await log.seq_of(sample_id)
     if seq is None:
         raise Problem("unknown-sample", "no sample with this id is remembered; check the id")

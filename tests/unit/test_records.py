@@ -64,3 +64,10 @@ def test_a_character_that_hides_is_refused(character: str) -> None:
     """Control, bidirectional, invisible and unpaired characters are named in the error."""
     with pytest.raises(ValueError, match=f"U\\+{ord(character):04X}"):
         clean_name(f"ca{character}t", field="label")
+
+
+@pytest.mark.parametrize("blank", ["\u200d", "\u200c\u200c", "\u3164", "\u2800", "\u0301"])
+def test_name_that_shows_nothing_is_refused(blank: str) -> None:
+    """Joiners, fillers and a lone accent are no name: nobody could tell them apart."""
+    with pytest.raises(ValueError, match="visible character"):
+        clean_name(blank, field="label")
