@@ -106,7 +106,9 @@ class Settings(BaseSettings):
     max_queries_per_request: int = Field(64, ge=1, description="Pictures in one POST /classify.")
     max_labels_per_request: int = Field(1000, ge=1, description="Names in one POST /classify.")
     max_backlog_samples: int = Field(10_000, ge=1, description="Waiting samples; beyond it 429.")
-    max_backlog_bytes: int = Field(512 * 2**20, ge=2**20, description="Likewise, in bytes.")
+    max_backlog_bytes: int = Field(
+        512 * 2**20, ge=2**20, description="Bytes of waiting samples; beyond it 429."
+    )
     id_window: int = Field(
         1_000_000, ge=1000, description="Learnt ids that are remembered, to refuse repeats."
     )

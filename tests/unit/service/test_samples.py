@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -236,3 +237,20 @@ async def test_an_absent_log_is_a_503_that_says_to_retry(started: Start, setting
         metrics = (await api.client.get("/metrics")).text
         assert "everlens_log_up 0.0" in metrics
         assert (await api.client.get("/readyz")).status_code == 200
+
+
+async def test_an_id_is_found_in_any_spelling_of_its_letters(api: Api, photo):
+    """What was accepted composed is found decomposed, and with white space around it."""
+    await api.teach("heron", photo, id="h\u00e9ron")
+    for spelling in ("h\u00e9ron", "he\u0301ron", " h\u00e9ron "):
+        found = await api.client.get(f"/samples/{quote(spelling)}")
+        assert (found.status_code, found.json().get("id")) == (200, "h\u00e9ron"), spelling
+
+
+@pytest.mark.parametrize(
+    "head", ["data:image/jpeg;charset=utf-8;base64,", "Data:image/jpeg;base64,", "data:;base64,"]
+)
+async def test_a_data_uri_may_have_parameters_and_capitals(api: Api, photo, head: str):
+    """Every data URI that holds base64 is taken."""
+    whole = {"image": head + as_text(photo), "label": "heron"}
+    assert (await api.client.post("/samples", json=whole)).status_code == 202
