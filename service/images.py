@@ -8,6 +8,7 @@ at a third of its time; `tests/unit/service/test_images.py` holds it to that.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def _decode(content: bytes, header: Image.Image, form: str, size: int) -> Pixels
     if form == "JPEG":
         side_min = _SCALED_DECODE_FACTOR * size
         if header.mode in {"RGB", "L"} and _orientation(header) == 1:
-            try:
+            # Pillow, below, lets harmless faults pass and has the better words for the others.
+            with contextlib.suppress(ValueError):
                 pixels: Pixels = simplejpeg.decode_jpeg(
                     content,
                     colorspace="RGB",
@@ -127,8 +129,6 @@ def _decode(content: bytes, header: Image.Image, form: str, size: int) -> Pixels
                     min_factor=2,
                 )
                 return pixels
-            except ValueError:
-                pass  # Pillow lets harmless faults pass, and has the better words for the others
         header.draft(None, (side_min, side_min))
     header.load()
     return np.asarray(_opaque(_upright(header)))

@@ -74,6 +74,7 @@ class Progress:
     digest: str = ""  # of the version's manifest
     parent: str = ""  # of the version before
     parts: dict[str, str] = field(default_factory=dict)  # of the version, name → digest
+    sums_batch: int = 0  # when the sums were saved last
     adapter_batch: int = 0  # when the adapter was published last
     adapter_moved: bool = False  # since then
     adapter_due: bool = False  # the last batch asks for its publication
@@ -121,8 +122,10 @@ class StateFile:
 
     # What a batch changed
 
-    def save_observation(self, learner: Learner, observation: Observation) -> None:
-        """Write what `Learner.observe` returned."""
+    def save_observation(
+        self, learner: Learner, observation: Observation, progress: Progress
+    ) -> None:
+        """Write what `Learner.observe` returned; notes in `progress` when it saved the sums."""
         first = len(learner.class_names) - len(observation.new_classes)
         self.db.executemany(
             "INSERT INTO classes VALUES (?, ?, ?)",
@@ -152,8 +155,9 @@ class StateFile:
         if observation.refreshed:
             assert learner.factor is not None
             self.save_blob("factor", save({"factor_DD": learner.factor}))
-        if learner.sums is not None and learner.batch >= self._sums_batch() + SUMS_EVERY_BATCHES:
-            self.save_blob("sums", save(learner.sums.tensors()), batch=learner.batch)
+        if learner.sums is not None and learner.batch >= progress.sums_batch + SUMS_EVERY_BATCHES:
+            self.save_blob("sums", save(learner.sums.tensors()))
+            progress.sums_batch = learner.batch
 
     def save_adapter(self, parts: dict[str, bytes]) -> None:
         """Write the published parts of the adapter; a start publishes them again if need be."""
@@ -177,13 +181,10 @@ class StateFile:
             [(letter.seq, letter.id, letter.reason, version) for letter in letters],
         )
 
-    def save_blob(self, name: str, content: bytes, batch: int | None = None) -> None:
+    def save_blob(self, name: str, content: bytes) -> None:
         """Write one named blob with the digest that a start verifies."""
         digest = hashlib.sha256(content).hexdigest()
         self.db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, digest, content))
-        if batch is not None:
-            row = (f"{name}.batch", str(batch), b"")
-            self.db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", row)
 
     def save_progress(self, learner: Learner, progress: Progress) -> None:
         """Write the head row: cursor, counters, version. Last in every transaction."""
@@ -274,7 +275,7 @@ class StateFile:
         learner.replay.next_class = record["next_class"]
         learner.prequential = Prequential(*record["prequential"])
         self._restore_classes(learner)
-        self._restore_sums(learner)
+        self._restore_sums(learner, progress.sums_batch)
         learner.factor_samples = record["factor_samples"]
         buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
         learner.replay.restore(self._exemplars("exemplars", "place"), buffer)
@@ -293,12 +294,12 @@ class StateFile:
             learner.class_index[name] = index
             learner.text_vectors.append(_vector(vector))
 
-    def _restore_sums(self, learner: Learner) -> None:
+    def _restore_sums(self, learner: Learner, saved_batch: int) -> None:
         saved, factor = self.blob("sums"), self.blob("factor")
         sums = EvidenceSums.of(_tensors(saved, "sums")) if saved is not None else None
         rows = self.db.execute(
             "SELECT batch, class_index, feature FROM samples WHERE batch > ? ORDER BY seq",
-            (self._sums_batch(),),
+            (saved_batch,),
         )
         for group in _by_batch(rows):
             feature_BD = torch.stack([_vector(feature) for _, feature in group])
@@ -307,10 +308,6 @@ class StateFile:
         learner.sums = sums
         if factor is not None:
             learner.factor = _tensors(factor, "factor")["factor_DD"]
-
-    def _sums_batch(self) -> int:
-        row = self.db.execute("SELECT digest FROM blobs WHERE name = 'sums.batch'").fetchone()
-        return 0 if row is None else int(row[0])
 
     def _exemplars(self, table: str, order: str) -> Iterator[Exemplar]:
         rows = self.db.execute(

@@ -252,7 +252,7 @@ class Loop:
             batch.publishes_adapter or since >= self.pace.adapter_every_batches
         )
         with self.state.transaction():
-            self.state.save_observation(self.learner, observation)
+            self.state.save_observation(self.learner, observation, self.progress)
             self.state.save_dead(batch.dead, manifest.version)
             self.state.save_progress(self.learner, self.progress)
         self._exchange(manifest, parts)
