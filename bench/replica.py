@@ -7,18 +7,19 @@ The very `Learner`, parts and `Snapshot` that run in production, fed batch by ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from everlens.artifact import digest_of
+from everlens.artifact import Manifest, digest_of
 from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Views, base_snapshot
 from everlens.pixels import Pixels
 from worker.commit import Progress
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
-from worker.publication import adapter_parts, evidence_parts, next_manifest
+from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
 
 # Stands for the picture's file in the replay buffer, whose budget counts bytes.
 _FILE = bytes(20_000)
@@ -35,6 +36,7 @@ class Replica:
         self.adapter_every_batches = adapter_every_batches
         self.progress = Progress("", "", backbone.fingerprint, "")
         self.snapshot = base_snapshot(backbone, config.adapter.top_blocks)
+        self.verdicts: list[dict[str, Any]] = []  # the gate's, of every adapter so far
         self.seq = 0
 
     def learn(self, pixels: Sequence[Pixels], labels: Sequence[str]) -> None:
@@ -44,28 +46,29 @@ class Replica:
             self.seq += 1
             batch.append(LabelledPixels(self.seq, str(self.seq), label, None, _FILE, picture))
         observation = self.learner.observe(batch, self.snapshot)
-        self._publish(
-            evidence_parts(
-                self.learner,
-                self.backbone.fusion(),
-                changed=[row.class_index for row in observation.rows],
-                refreshed=observation.refreshed,
-            )
+        parts = evidence_parts(
+            self.learner,
+            changed=[row.class_index for row in observation.rows],
+            refreshed=observation.refreshed,
         )
+        manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
+        self._exchange(manifest, parts)
         self.learner.tune()
         if self.learner.batch % self.adapter_every_batches == 0:
             self.publish_adapter()
 
     def publish_adapter(self) -> None:
         """Publish the adapter as it is now, as an idle worker does."""
-        if self.learner.tuner.active:
-            self._publish(adapter_parts(self.learner))
+        parts = adapter_parts(self.learner) if self.learner.tuner.active else {}
+        if parts:
+            self._exchange(*judged(self.learner, self.progress, parts, self.snapshot))
 
-    def _publish(self, parts: dict[str, bytes]) -> None:
-        manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
+    def _exchange(self, manifest: Manifest, parts: dict[str, bytes]) -> None:
         self.progress.version = manifest.version
         self.progress.parent, self.progress.digest = manifest.parent, manifest.digest
         self.progress.parts = dict(manifest.parts)
+        self.progress.cursor = manifest.learned_through
+        self.verdicts += [] if manifest.gate is None else [manifest.gate]
         contents = {digest_of(part): part for part in parts.values()}
         self.snapshot = build_snapshot(self.backbone, manifest, contents, self.snapshot)
 
@@ -76,7 +79,9 @@ class Replica:
         for start in range(0, len(pixels), batch):
             views: Views = self.snapshot.see(pixels[start : start + batch])
             text_KE = torch.stack(vectors)
-            best.append(self.snapshot.probabilities(views, list(names), text_KE).argmax(dim=1))
+            best.append(
+                self.snapshot.answer(views, list(names), text_KE).probability_BK.argmax(dim=1)
+            )
         return torch.cat(best)
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from everlens.errors import PartError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_BYTES_MAX = 1 << 20
 PART_BYTES_MAX = 256 << 20
 
@@ -30,7 +31,8 @@ class Manifest:
     One version: what it was learnt through, and the digests of its parts by name.
 
     `parent` is the digest of the manifest before it (empty for the first), `fingerprint` the base
-    model that its tensors belong to.
+    model that its tensors belong to. `gate` is what held-out samples said of the adapter that this
+    version brought, or of one that was held back; None where none was at stake.
     """
 
     version: int
@@ -39,7 +41,9 @@ class Manifest:
     learned_through: int
     samples: int
     classes: int
+    top_blocks: int
     parts: dict[str, str]
+    gate: dict[str, Any] | None = None
     format: int = FORMAT
 
     def encode(self) -> bytes:
@@ -68,15 +72,17 @@ def decode_manifest(content: bytes, digest: str) -> Manifest:
         fields = json.loads(content)
         if fields["format"] != FORMAT:
             raise PartError(f"manifest has format {fields['format']}, this version reads {FORMAT}")
-        manifest = Manifest(**fields)
+        manifest = Manifest(gate=fields.pop("gate"), **fields)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PartError(f"manifest is not one of ours: {error}") from error
-    counts = (manifest.version, manifest.learned_through, manifest.samples, manifest.classes)
+    counts = [manifest.version, manifest.learned_through, manifest.samples, manifest.classes]
+    counts.append(manifest.top_blocks)
     names = (manifest.parent, manifest.fingerprint)
     if (
         not all(type(number) is int and number >= 0 for number in counts)
         or not all(isinstance(name, str) for name in names)
         or not isinstance(manifest.parts, dict)
+        or not isinstance(manifest.gate, dict | None)
         or not all(isinstance(v, str) and len(v) == 64 for v in manifest.parts.values())
     ):
         raise PartError("manifest has a field of the wrong kind")

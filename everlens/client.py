@@ -71,9 +71,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The most probable names, the best first, and the version that they rest on."""
+    """
+    The most probable names, the best first, and the version that they rest on.
+
+    `known` is the probability that the picture is of any learnt class; None before the first.
+    """
 
     predictions: tuple[Prediction, ...]
+    known: float | None
     version: int
     learned_through: int
     model: str

@@ -71,7 +71,19 @@ class Settings(BaseSettings):
     lora_alpha: float = Field(8.0, gt=0, description="Scale of the adapter is alpha / rank.")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's, for the adapter.")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's, for the adapter.")
-    sit_steps: int = Field(3, ge=0, le=100, description="SIT steps on each batch.")
+    sit_steps: int = Field(2, ge=0, le=100, description="SIT steps on each batch.")
+    contrast: float = Field(
+        3.0, ge=0, description="Weight of the contrastive loss beside SIT's; 0 leaves it out."
+    )
+    augment: bool = Field(
+        True, description="Tune on varied trunk outputs: mirrored, and in each other's style."
+    )
+    class_weights: Literal["none", "balanced", "robust"] = Field(
+        "none", description="Weights of the classes' SIT losses: by picture, by class, by loss."
+    )
+    class_weights_temperature: float = Field(
+        1.0, gt=0, description="Of `robust`, in standard deviations of the classes' losses."
+    )
     sit_new_per_class: int = Field(
         3, ge=1, description="New samples of one class in a SIT step at most; replay fills up."
     )
@@ -90,7 +102,10 @@ class Settings(BaseSettings):
     )
 
     kappa: float = Field(
-        0.0, ge=0, description="Labels after which evidence weighs as much as text; 0: the model's."
+        1.0,
+        ge=0.25,
+        le=16,
+        description="Labels after which evidence weighs as much as text, until more is learnt.",
     )
 
     # The service

@@ -250,6 +250,7 @@ def _rendered(answer: Answer, model: str) -> dict[str, Any]:
             {"label": line.label, "score": round(line.score, 6), "samples": line.samples}
             for line in answer.ranked
         ],
+        "known": None if answer.known is None else round(answer.known, 6),
         "version": answer.version,
         "learned_through": answer.learned_through,
         "model": model,

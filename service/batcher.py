@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from everlens.model.snapshot import Ranked, Snapshot, Views
+from everlens.model.fusion import Fused
+from everlens.model.snapshot import Ranked, Snapshot, Views, joined
 from everlens.pixels import Pixels
 from service.metrics import Metrics
 from service.names import NameVectors
@@ -58,6 +59,7 @@ class Answer(NamedTuple):
     """The most probable candidates, the best first, and the version that ranked them."""
 
     ranked: list[Ranked]
+    known: float | None
     version: int
     learned_through: int
 
@@ -219,7 +221,7 @@ class Batcher:
             slices.append(snapshot.see(part))
             self._forward_s = time.monotonic() - started
             self.metrics.batch_size.observe(len(part))
-        return _joined(slices)
+        return joined(slices)
 
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -266,23 +268,19 @@ def _answers(
         for row, place in enumerate(places):
             by_labels.setdefault(queries[place].labels, []).append(row)
         for labels, rows in by_labels.items():
-            probability_BK, names = _probabilities(
-                snapshot, current, _rows(views, rows), labels, vectors
+            fused, names = _fused(snapshot, current, _rows(views, rows), labels, vectors)
+            # A version that has learnt nothing cannot say what is unlike all it has learnt.
+            known_B = (
+                fused.known_B.tolist() if snapshot.evidence is not None else [None] * len(rows)
             )
-            for row, probability_K in zip(rows, probability_BK, strict=True):
-                top = queries[places[row]].top
-                ranked = snapshot.rank(names, probability_K, top)
-                answers[places[row]] = Answer(ranked, snapshot.version, snapshot.learned_through)
+            for row, probability_K, known in zip(
+                rows, fused.probability_BK.cpu(), known_B, strict=True
+            ):
+                ranked = snapshot.rank(names, probability_K, queries[places[row]].top)
+                answers[places[row]] = Answer(
+                    ranked, known, snapshot.version, snapshot.learned_through
+                )
     return [answers[place] for place in range(len(queries))]
-
-
-def _joined(slices: list[Views]) -> Views:
-    if len(slices) == 1:
-        return slices[0]
-    joined: list[Any] = [
-        None if part[0] is None else torch.cat(part) for part in zip(*slices, strict=True)
-    ]
-    return Views(*joined)
 
 
 def _rows(views: Views, rows: list[int]) -> Views:
@@ -297,19 +295,19 @@ def _rows(views: Views, rows: list[int]) -> Views:
     )
 
 
-def _probabilities(
+def _fused(
     snapshot: Snapshot,
     current: Snapshot,
     views: Views,
     labels: tuple[str, ...] | None,
     vectors: dict[str, Tensor],
-) -> tuple[Tensor, Sequence[str]]:
-    """Return probability_BK on the CPU, with the names of the candidates."""
+) -> tuple[Fused, Sequence[str]]:
+    """Return the answer, with the names of the candidates."""
     if labels is not None:
         text_KE = torch.stack([vectors[name] for name in labels])
-        return snapshot.probabilities(views, labels, text_KE).cpu(), labels
+        return snapshot.answer(views, labels, text_KE), labels
     if snapshot.version == 0:  # the base has learnt no names: it ranks those learnt since
         names, text_KE = current.classes.names, current.classes.text_CE
-        return snapshot.probabilities(views, names, text_KE).cpu(), names
+        return snapshot.answer(views, names, text_KE), names
     classes = snapshot.classes
-    return snapshot.probabilities(views, None, classes.text_CE).cpu(), classes.names
+    return snapshot.answer(views, None, classes.text_CE), classes.names

@@ -139,7 +139,7 @@ def _probe(snapshot: Snapshot) -> None:
     sums_B = views.embedding_BE.sum(dim=-1)
     if snapshot.classes.names:
         text_CE = snapshot.classes.text_CE
-        sums_B = sums_B + snapshot.probabilities(views, None, text_CE).sum(dim=-1)
+        sums_B = sums_B + snapshot.answer(views, None, text_CE).probability_BK.sum(dim=-1)
     if not bool(torch.isfinite(sums_B).all()):
         raise PartError(f"version {snapshot.version} answers with numbers that are not finite")
 

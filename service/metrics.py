@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +14,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+# Fields of the learner's report, as gauges.
+_LEARNT = {
+    "prequential_accuracy": "Share of samples that were answered rightly before they were learnt.",
+    "prequential_accuracy_recent": "Likewise, over about the last hundred.",
+    "forgetting": "Best prequential recall of a class minus the present one, mean over classes.",
+    "class_weight_max": "Largest weight of a class's loss in tuning; 1 is the mean.",
+}
 
 
 class Metrics:
@@ -58,7 +70,25 @@ class Metrics:
             "everlens_backlog_samples", "Entries that wait to be learnt.", registry=registry
         )
         self.backlog_bytes = Gauge("everlens_backlog_bytes", "Likewise, bytes.", registry=registry)
+        self.learnt = {
+            field: Gauge(f"everlens_{field}", about, registry=registry)
+            for field, about in _LEARNT.items()
+        }
+        self.expert_recall = Gauge(
+            "everlens_expert_recall",
+            "Prequential recall of each expert alone, mean over classes.",
+            ("expert",),
+            registry=registry,
+        )
         self.log_up = Gauge("everlens_log_up", "1 when the log answers.", registry=registry)
+
+    def set_learnt(self, report: Mapping[str, Any]) -> None:
+        """Take over the learner's own figures; what it does not know yet stays not a number."""
+        for field, gauge in self.learnt.items():
+            value = report.get(field)
+            gauge.set(math.nan if value is None else value)
+        for expert, recall in (report.get("expert_recall") or {}).items():
+            self.expert_recall.labels(expert).set(math.nan if recall is None else recall)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -127,6 +127,10 @@ class AnswerOut(_Strict):
     """The most probable names, the best first, and what the answer rests on."""
 
     predictions: list[PredictionOut]
+    known: float | None = Field(
+        description="Probability that the picture is of any learnt class at all; null before the "
+        "first is learnt. Near 0 means none of these."
+    )
     version: int
     learned_through: int
     model: str

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 from threading import Event
@@ -43,6 +44,7 @@ from everlens.model.runtime import (
 )
 from everlens.settings import Settings, load_settings
 from worker.commit import StateFile
+from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
@@ -85,9 +87,21 @@ def learner_config(settings: Settings, backbone: Backbone) -> LearnerConfig:
             steps=settings.sit_steps,
             replay_samples=settings.replay_samples,
             new_per_class=settings.sit_new_per_class,
+            contrast=settings.contrast,
+            augment=settings.augment,
+            class_weights=class_weights(settings),
         ),
         replay_bytes=settings.replay_bytes,
+        fusion=backbone.fusion(settings.kappa),
     )
+
+
+def class_weights(settings: Settings) -> ClassWeightConfig | None:
+    """Return how classes are weighed in tuning; None when every picture weighs the same."""
+    if settings.class_weights == "none":
+        return None
+    balanced = settings.class_weights == "balanced"
+    return ClassWeightConfig(math.inf if balanced else settings.class_weights_temperature)
 
 
 def pace(settings: Settings) -> Pace:
@@ -112,7 +126,6 @@ def make_loop(settings: Settings) -> Loop:
     return Loop(
         backbone,
         learner_config(settings, backbone),
-        backbone.fusion(settings.kappa),
         pace(settings),
         stream=Stream(connect(settings.redis_url), Keys(settings.namespace)),
         state=StateFile(settings.data_dir / "state" / "learner.db"),

@@ -34,7 +34,7 @@ from worker.learn.learner import Learner, LearnerConfig, Observation
 from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
 
-FORMAT = 1
+FORMAT = 2
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
@@ -52,10 +52,13 @@ CREATE TABLE IF NOT EXISTS dead (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS exemplars (
     place INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL UNIQUE,
-    class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL, trunk BLOB NOT NULL);
+    class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL, trunk BLOB NOT NULL,
+    held_out INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pending (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT,
-    image BLOB NOT NULL, trunk BLOB NOT NULL);
+    image BLOB NOT NULL, trunk BLOB NOT NULL, held_out INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS records (
+    class_index INTEGER PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS blobs (
     name TEXT PRIMARY KEY, digest TEXT NOT NULL, content BLOB NOT NULL);
 """
@@ -74,6 +77,7 @@ class Progress:
     digest: str = ""  # of the version's manifest
     parent: str = ""  # of the version before
     parts: dict[str, str] = field(default_factory=dict)  # of the version, name → digest
+    gate: dict[str, Any] | None = None  # of the version
     sums_batch: int = 0  # when the sums were saved last
     adapter_batch: int = 0  # when the adapter was published last
     adapter_moved: bool = False  # since then
@@ -142,16 +146,23 @@ class StateFile:
             ],
         )
         self.db.executemany(
-            "INSERT INTO exemplars (seq, class_index, text, image, trunk) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO exemplars (seq, class_index, text, image, trunk, held_out) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             [_exemplar_row(exemplar) for exemplar in observation.buffer.added],
         )
         self.db.executemany(
             "DELETE FROM exemplars WHERE seq = ?", [(s,) for s in observation.buffer.evicted]
         )
         self.db.executemany(
-            "INSERT INTO pending VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?)",
             [_exemplar_row(exemplar) for exemplar in learner.pending],
         )
+        record_CK = learner.records.record_CK
+        self.db.executemany(
+            "INSERT OR REPLACE INTO records VALUES (?, ?)",
+            [(c, save({"x": record_CK[c].clone()})) for c in observation.scored],
+        )
+        self.save_blob("fusing", save(learner.fusing.tensors()))
         if observation.refreshed:
             assert learner.factor is not None
             self.save_blob("factor", save({"factor_DD": learner.factor}))
@@ -159,19 +170,21 @@ class StateFile:
             self.save_blob("sums", save(learner.sums.tensors()))
             progress.sums_batch = learner.batch
 
-    def save_adapter(self, parts: dict[str, bytes]) -> None:
-        """Write the published parts of the adapter; a start publishes them again if need be."""
+    def save_parts(self, parts: dict[str, bytes]) -> None:
+        """Write published parts that a start cannot make again, since what they were made of moved on."""
         for name, content in parts.items():
             self.save_blob(f"part {name}", content)
 
-    def adapter_parts(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return those parts that `save_adapter` wrote."""
+    def saved_parts(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return those parts that `save_parts` wrote."""
         found = {name: self.blob(f"part {name}") for name in names}
         return {name: content for name, content in found.items() if content is not None}
 
-    def save_tuning(self, learner: Learner) -> None:
+    def save_tuning(self, learner: Learner, *, accepted: bool) -> None:
         """Write the adapter after its steps; its batch waits no longer."""
         self.save_blob("tuner", save(learner.tuner.state()))
+        if accepted:
+            self.save_blob("accepted", save(learner.tuner.accepted))
         self.db.execute("DELETE FROM pending")
 
     def save_dead(self, letters: list[DeadLetter], version: int) -> None:
@@ -193,6 +206,7 @@ class StateFile:
             "config": _config_record(learner.config),
             "batch": learner.batch,
             "factor_samples": learner.factor_samples,
+            "eligible": learner.eligible,
             "next_class": learner.replay.next_class,
             "buffer": learner.replay.bookkeeping(),
             "prequential": [
@@ -273,8 +287,10 @@ class StateFile:
         _check_fits(record, progress, learner)
         learner.batch = record["batch"]
         learner.replay.next_class = record["next_class"]
+        learner.eligible = record["eligible"]
         learner.prequential = Prequential(*record["prequential"])
         self._restore_classes(learner)
+        self._restore_records(learner)
         self._restore_sums(learner, progress.sums_batch)
         learner.factor_samples = record["factor_samples"]
         buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
@@ -283,6 +299,9 @@ class StateFile:
         tuner = self.blob("tuner")
         if tuner is not None:
             learner.tuner.load_state(_tensors(tuner, "tuner"))
+        accepted = self.blob("accepted")
+        if accepted is not None:
+            learner.tuner.accepted = dict(_tensors(accepted, "accepted"))
         return progress
 
     def _restore_classes(self, learner: Learner) -> None:
@@ -293,6 +312,15 @@ class StateFile:
             learner.class_names.append(name)
             learner.class_index[name] = index
             learner.text_vectors.append(_vector(vector))
+
+    def _restore_records(self, learner: Learner) -> None:
+        learner.records.make_room(len(learner.class_names))
+        fusing = self.blob("fusing")
+        if fusing is not None:
+            learner.fusing.load(_tensors(fusing, "fusing"))
+        for class_index, record in self.db.execute("SELECT class_index, record FROM records"):
+            row = _tensors(record, f"record {class_index}")["x"]
+            learner.records.record_CK[class_index] = row
 
     def _restore_sums(self, learner: Learner, saved_batch: int) -> None:
         saved, factor = self.blob("sums"), self.blob("factor")
@@ -311,15 +339,23 @@ class StateFile:
 
     def _exemplars(self, table: str, order: str) -> Iterator[Exemplar]:
         rows = self.db.execute(
-            f"SELECT seq, class_index, text, image, trunk FROM {table} ORDER BY {order}"  # noqa: S608 - both are our own words
+            f"SELECT seq, class_index, text, image, trunk, held_out FROM {table} ORDER BY {order}"  # noqa: S608 - both are our own words
         )
-        for seq, class_index, text, image, trunk in rows:
-            yield Exemplar(seq, class_index, text, image, _tensors(trunk, f"exemplar {seq}")["x"])
+        for seq, class_index, text, image, trunk, held_out in rows:
+            state = _tensors(trunk, f"exemplar {seq}")["x"]
+            yield Exemplar(seq, class_index, text, image, state, bool(held_out))
 
 
-def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes]:
+def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes, bool]:
     trunk = save({"x": exemplar.trunk.contiguous()})
-    return (exemplar.seq, exemplar.class_index, exemplar.text, exemplar.image, trunk)
+    return (
+        exemplar.seq,
+        exemplar.class_index,
+        exemplar.text,
+        exemplar.image,
+        trunk,
+        exemplar.held_out,
+    )
 
 
 def _by_batch(rows: Iterable[tuple[int, int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:

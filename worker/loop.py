@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
@@ -21,14 +21,13 @@ from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, LogUnavailable, OtherLog, StateError
 from everlens.model.backbone import Backbone
-from everlens.model.fusion import Fusion
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.records import EntryKind
 from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.learn.learner import Learner, LearnerConfig
-from worker.publication import adapter_parts, evidence_parts, next_manifest
+from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
 
 log = logging.getLogger("everlens.worker")
 
@@ -54,7 +53,6 @@ class Loop:
         self,
         backbone: Backbone,
         config: LearnerConfig,
-        fusion: Fusion,
         pace: Pace,
         *,
         stream: Stream,
@@ -62,7 +60,6 @@ class Loop:
         numerics: str,
     ) -> None:
         self.backbone = backbone
-        self.fusion = fusion
         self.pace = pace
         self.stream = stream
         self.publisher = Publisher(stream)
@@ -165,14 +162,20 @@ class Loop:
     def _resume(self) -> None:
         """Bring the head and the snapshot to the committed state."""
         head_version, _ = self.publisher.head()
-        parts = evidence_parts(self.learner, self.fusion, changed=None, refreshed=True)
-        parts |= self.state.adapter_parts(self.progress.parts)
+        parts = evidence_parts(self.learner, changed=None, refreshed=True)
+        parts |= self.state.saved_parts(self.progress.parts)
         if self.progress.version == 0:
             if head_version:
                 raise Diverged("versions were published that the state does not know; restore it")
             return
         manifest = replace(
-            next_manifest(self.learner, self.progress, parts, cursor=self.progress.cursor),
+            next_manifest(
+                self.learner,
+                self.progress,
+                parts,
+                cursor=self.progress.cursor,
+                gate=self.progress.gate,
+            ),
             version=self.progress.version,
             parent=self.progress.parent,
         )
@@ -241,9 +244,7 @@ class Loop:
         """The evidence clock: sums and buffer, one commit, one version."""
         observation = self.learner.observe(batch.samples, self.snapshot)
         changed = [row.class_index for row in observation.rows]
-        parts = evidence_parts(
-            self.learner, self.fusion, changed=changed, refreshed=observation.refreshed
-        )
+        parts = evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
         since = self.learner.batch - self.progress.adapter_batch
@@ -253,6 +254,8 @@ class Loop:
         )
         with self.state.transaction():
             self.state.save_observation(self.learner, observation, self.progress)
+            # Not made again at a start: the weights in it are older than the state's.
+            self.state.save_parts({n: p for n, p in parts.items() if n.startswith("record/")})
             self.state.save_dead(batch.dead, manifest.version)
             self.state.save_progress(self.learner, self.progress)
         self._exchange(manifest, parts)
@@ -273,12 +276,14 @@ class Loop:
             # The state may be one version ahead of the head, never two: that one must be out.
             if not self._publish_before_next():
                 return
-            manifest = next_manifest(self.learner, progress, parts, cursor=progress.cursor)
+            manifest, parts = judged(self.learner, progress, parts, self.snapshot)
+            if not parts:
+                log.warning("the adapter is held back: %s", manifest.gate)
             self._advance(manifest)
             progress.adapter_batch = self.learner.batch
         with self.state.transaction():
-            self.state.save_tuning(self.learner)
-            self.state.save_adapter(parts)
+            self.state.save_tuning(self.learner, accepted=bool(parts))
+            self.state.save_parts(parts)
             self.state.save_progress(self.learner, progress)
         if manifest is not None:
             self._exchange(manifest, parts)
@@ -287,6 +292,7 @@ class Loop:
         self.progress.parent = manifest.parent
         self.progress.version = manifest.version
         self.progress.digest = manifest.digest
+        self.progress.gate = manifest.gate
         self.progress.parts = dict(manifest.parts)
         self.progress.cursor = manifest.learned_through
 
@@ -334,6 +340,12 @@ class Loop:
                 "prequential_accuracy": prequential.accuracy,
                 "prequential_accuracy_recent": prequential.recent_accuracy,
                 "prequential_samples": prequential.scored,
+                "forgetting": learner.records.forgetting,
+                "fusion": asdict(learner.fusing.fusion()),
+                "expert_recall": learner.records.expert_recall,
+                "class_weight_max": round(float(learner.class_weights().max()), 4)
+                if learner.class_names
+                else None,
                 "samples_per_s": round(self.samples_per_s, 2),
                 "adapter_batch": self.progress.adapter_batch,
                 "numerics": self.numerics,

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from everlens.artifact import Manifest, digest_of
-from everlens.model.fusion import Fusion
 from everlens.model.parts import (
     CHUNK,
+    build_snapshot,
     chunks_of,
     encode_adapter,
     encode_classes,
     encode_evidence,
     encode_factor,
     encode_fusion,
+    encode_record,
 )
+from everlens.model.snapshot import Snapshot
 from worker.commit import Progress
 from worker.learn.learner import Learner
 
 
 def evidence_parts(
-    learner: Learner, fusion: Fusion, *, changed: Iterable[int] | None, refreshed: bool
+    learner: Learner, *, changed: Iterable[int] | None, refreshed: bool
 ) -> dict[str, bytes]:
     """
     Return the parts of the evidence that a batch changed, by name.
@@ -31,7 +35,7 @@ def evidence_parts(
         changed: indices of the classes that got samples; None makes every part, as a start does.
         refreshed: whether the shared factor is a new one.
     """
-    parts = {"fusion": encode_fusion(fusion)}
+    parts = {"fusion": encode_fusion(learner.fusing.fusion())}
     if learner.sums is None or learner.factor is None:
         return parts
     if refreshed or changed is None:
@@ -46,6 +50,7 @@ def evidence_parts(
         parts[f"classes/{number}"] = encode_classes(
             learner.class_names[span], torch.stack(learner.text_vectors[span])
         )
+        parts[f"record/{number}"] = encode_record(learner.class_record(span))
     return parts
 
 
@@ -65,8 +70,34 @@ def adapter_parts(learner: Learner) -> dict[str, bytes]:
     return parts
 
 
+def judged(
+    learner: Learner, progress: Progress, parts: dict[str, bytes], present: Snapshot
+) -> tuple[Manifest, dict[str, bytes]]:
+    """
+    Put a new adapter before the gate; return the next version with its parts.
+
+    Where it is held back the version has no new part, says why, and the tuner is back at the
+    adapter that was published last.
+    """
+    cursor = progress.cursor
+    contents = {digest_of(part): part for part in parts.values()}
+    manifest = next_manifest(learner, progress, parts, cursor=cursor)
+    candidate = build_snapshot(learner.backbone, manifest, contents, present)
+    verdict = learner.judge(present, candidate)
+    if verdict.passed:
+        learner.tuner.accept()
+        return replace(manifest, gate=verdict.report()), parts
+    learner.tuner.roll_back()
+    return next_manifest(learner, progress, {}, cursor=cursor, gate=verdict.report()), {}
+
+
 def next_manifest(
-    learner: Learner, progress: Progress, parts: dict[str, bytes], *, cursor: int
+    learner: Learner,
+    progress: Progress,
+    parts: dict[str, bytes],
+    *,
+    cursor: int,
+    gate: dict[str, Any] | None = None,
 ) -> Manifest:
     """Return the manifest of the version after `progress`, with these parts exchanged."""
     return Manifest(
@@ -76,5 +107,7 @@ def next_manifest(
         learned_through=cursor,
         samples=learner.samples,
         classes=len(learner.class_names),
+        top_blocks=learner.config.adapter.top_blocks,
         parts={**progress.parts, **{name: digest_of(part) for name, part in parts.items()}},
+        gate=gate,
     )

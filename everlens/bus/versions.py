@@ -68,6 +68,7 @@ class Publisher:
                 "parent": manifest.parent,
                 "adapter": manifest.parts.get("adapter", ""),
                 "digest": manifest.digest,
+                "gate": manifest.gate,
             }
         )
         part_keys = [self.keys.part(digest) for digest in sorted(set(manifest.parts.values()))]

@@ -6,7 +6,7 @@ convolutions) the adapter holds A (rank × in) and B (out × rank) and stands fo
 W + (alpha / rank) · B·A. B starts at zero, so that step 0 is the frozen model to the bit.
 
 Source: LoRA (arXiv 2106.09685); where SIT puts it, and why B must be zero: learning notes in
-`docs/how-it-learns.md`.
+`docs/learning.md`.
 """
 
 from __future__ import annotations

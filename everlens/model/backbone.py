@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from everlens.errors import ModelError
 from everlens.model.fusion import Fusion
+from everlens.model.heads import FeatureRecipe
 from everlens.model.runtime import import_torchvision
 from everlens.model.tower import Tower
 from everlens.pixels import Pixels, PixelSpec
@@ -30,9 +31,12 @@ from everlens.pixels import Pixels, PixelSpec
 STARTER = "starter"
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")
 
-# The last two inverted residuals and the head convolution, from an input of 7×7×208 on: with two
-# blocks tuning gained half as much on PACS, with four a step costs twice.
-STARTER_TOP_BLOCKS = 3
+# The last five inverted residuals and the head convolution. Served accuracy gained over none at 3
+# blocks and at 6: PACS 1.9 and 4.3 points, Caltech 0.4 and 1.3; a step costs 2.5 times as much.
+STARTER_TOP_BLOCKS = 6
+
+# Served accuracy over plain features, mean of 16 streams and the worst one: +1.1 and +0.1 points.
+STARTER_RECIPE = FeatureRecipe(root=True, trunk_weight=0.35)
 
 # Blocks in the top of an open_clip tower: a third of a ViT's twelve, where replay from cached
 # trunk outputs is three times as fast as through all blocks.
@@ -52,7 +56,8 @@ class Backbone:
         logit_scale: multiplier of the cosine before the softmax.
         templates: prompts with one `{}`; their embeddings are averaged.
         top_blocks: how many blocks an adapter bends unless the settings say otherwise.
-        kappa: of the fusion; the better zero-shot is, the more labels outweigh it.
+        recipe: how its outputs become the features of evidence.
+        text_power: of the fusion, to begin with; the better zero-shot is, the more.
         fingerprint: SHA-256 over the weights, what the modules do with them, and everything above
             that changes an answer.
     """
@@ -65,13 +70,14 @@ class Backbone:
     logit_scale: float
     templates: tuple[str, ...]
     top_blocks: int
-    kappa: float
+    recipe: FeatureRecipe
+    text_power: float
     fingerprint: str
     device: torch.device
 
-    def fusion(self, kappa: float = 0.0) -> Fusion:
-        """Return the constants of the fusion; a `kappa` above zero replaces the model's own."""
-        return Fusion(kappa=kappa or self.kappa)
+    def fusion(self, kappa: float = 1.0) -> Fusion:
+        """Return the fusion to begin with."""
+        return Fusion(kappa=kappa, text_power=self.text_power)
 
     def images(self, pixels: Sequence[Pixels]) -> Tensor:
         """Return pictures (each size×size×3 uint8) as the normalised image_B3HW of the tower."""
@@ -142,7 +148,8 @@ def _starter() -> dict[str, Any]:
         "logit_scale": starter.logit_scale,
         "templates": starter.templates,
         "top_blocks": STARTER_TOP_BLOCKS,
-        "kappa": 1.0,
+        "recipe": STARTER_RECIPE,
+        "text_power": 0.0,
     }
 
 
@@ -190,7 +197,8 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
         "logit_scale": float(model.logit_scale.detach().exp()),
         "templates": TEMPLATES,
         "top_blocks": min(TOP_BLOCKS, len(image.blocks)),
-        "kappa": 4.0,
+        "recipe": FeatureRecipe(),  # until another is measured on a real CLIP
+        "text_power": 0.3,
     }
 
 
@@ -233,7 +241,7 @@ _MEANINGS = ("heads", "num_heads", "eps", "approximate", "pool_type", "eos_id", 
 
 def _fingerprint(parts: dict[str, Any]) -> str:
     digest = hashlib.sha256()
-    about = [parts["logit_scale"], parts["templates"], repr(parts["pixels"])]
+    about = [parts["logit_scale"], parts["templates"], repr(parts["pixels"]), repr(parts["recipe"])]
     digest.update(json.dumps(about).encode())
     for tower in (parts["image_tower"], parts["text_tower"]):
         for name, module in tower.named_modules():

@@ -7,89 +7,149 @@ Shape suffixes: B pictures, K candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
+class Scores(NamedTuple):
     """
-    The few numbers of the fusion; a part of each version.
-
-    Args:
-        kappa: labels after which evidence weighs as much as the text; grows with how good
-            zero-shot is (1 for a weak base model, 4 to 8 for a real CLIP).
-        scale: multiplier of evidence cosines before their softmax.
-        threshold: evidence cosine at which a picture is as likely of a learnt class as not.
-        adapter: weight of the adapter's cosine beside the evidence's, in [0, 1].
-    """
-
-    kappa: float = 1.0
-    scale: float = 28.0
-    threshold: float = 0.20
-    adapter: float = 0.35
-
-
-def fuse(
-    text_BK: Tensor,
-    evidence_BK: Tensor | None,
-    adapter_BK: Tensor | None,
-    tuned_text_BK: Tensor | None,
-    count_K: Tensor,
-    fusion: Fusion,
-) -> Tensor:
-    """
-    Return probability_BK over the candidates; each row sums to one.
-
-    Among learnt candidates S the answer is a mixture by counted weight w_c = n_c / (n_c + κ):
-
-        p_S(c) ∝ (1 - w_c) · p0(c | S) + w_c · softmax_S(scale · e_c)
-
-    where e_c is the evidence cosine, with the adapter's mixed in where that knows the class, and
-    p0 likewise has a tuned text tower's logits mixed in. How much goes to S at all, against names
-    U without a label, is decided by the frozen model's own mass M on S and by how near the nearest
-    learnt class is:
-
-        logit P(S) = logit M + scale · (max_S e_c - threshold)
-
-    Within U the order and the ratios are those of the frozen model.
+    What each expert says of each candidate, and how many labels that has.
 
     Args:
         text_BK: zero-shot logits.
-        evidence_BK, adapter_BK: cosines, NaN for a candidate that the head does not know.
+        evidence_BK, adapter_BK: cosines, NaN for a candidate that the head does not know; None
+            where there is no such head.
         tuned_text_BK: logits through a tuned text tower, NaN likewise; None if it is frozen.
         count_K: labels learnt of each candidate; 0 makes it a member of U.
-        fusion: the constants.
+    """
+
+    text_BK: Tensor
+    evidence_BK: Tensor | None
+    adapter_BK: Tensor | None
+    tuned_text_BK: Tensor | None
+    count_K: Tensor
+
+    def cpu(self) -> Scores:
+        """Return the scores on the CPU, where learning adds up."""
+        return Scores(*(None if part is None else part.cpu() for part in self))  # type: ignore[arg-type]
+
+    def picture(self, row: int) -> Scores:
+        """Return the scores of one picture of the batch."""
+
+        def of(score_BK: Tensor | None) -> Tensor | None:
+            return None if score_BK is None else score_BK[row : row + 1]
+
+        return Scores(
+            self.text_BK[row : row + 1],
+            of(self.evidence_BK),
+            of(self.adapter_BK),
+            of(self.tuned_text_BK),
+            self.count_K,
+        )
+
+
+class Fused(NamedTuple):
+    """The answer: `known_B` is the probability that a picture is of any learnt class."""
+
+    probability_BK: Tensor
+    known_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """
+    The few numbers of the fusion; a part of each version, learnt by `worker.learn.fusing`.
+
+    Args:
+        kappa: κ, labels after which evidence weighs as much as the text.
+        text_power: b, how much the text has a say in every answer; the better zero-shot is, the
+            more.
+        sharpness: τ, above one where a mixture of experts is less sure than it is right.
+        scale: multiplier of evidence cosines before their softmax.
+        adapter: weight of the adapter's cosine beside the evidence's, in [0, 1].
+        threshold: evidence cosine at which a picture is as likely of a learnt class as not.
+        slope: nats that a cosine above it adds to that.
+        text_center: zero-shot logit, of the best learnt name, at which the same holds.
+        text_slope: nats a nat above it adds; 0 while the centre is not known.
+    """
+
+    kappa: float = 1.0
+    text_power: float = 0.0
+    sharpness: float = 1.5
+    scale: float = 28.0
+    adapter: float = 0.4
+    threshold: float = 0.20
+    slope: float = 28.0
+    text_center: float = 0.0
+    text_slope: float = 0.0
+
+
+def fuse(scores: Scores, fusion: Fusion) -> Fused:
+    """
+    Return probability_BK over the candidates, each row summing to one, and known_B.
+
+    Among learnt candidates S the experts are mixed by counted weight w_c = n_c / (n_c + κ):
+
+        p_S(c) ∝ [ ((1 - w_c) · p0(c) + w_c · p1(c)) · p0(c)^b ]^τ
+        p0 = softmax_S(text),  p1 = softmax_S(scale · e)
+
+    where e_c is the evidence cosine, with the adapter's mixed in where that knows the class, and
+    the text likewise has a tuned text tower's logits mixed in. How much goes to S at all, against
+    names U without a label, is decided by the frozen model's own mass M on S and by how near the
+    nearest learnt class is:
+
+        logit P(S) = logit M + slope · (max_S e_c - threshold)
+
+    with e_c of the frozen evidence alone. So no adapter changes what a name in U gets, and within U
+    the order and the ratios are those of the frozen model. Where no name in U is asked for, the
+    best zero-shot logit stands for M in `known_B`.
 
     Reference: tests/reference/fusion.py, candidate by candidate in float64.
     """
+    text_BK, count_K = scores.text_BK, scores.count_K
     learnt_K = (count_K > 0).to(text_BK.device)
-    if evidence_BK is None or not bool(learnt_K.any()):
-        return text_BK.softmax(dim=-1)
-    cosine_BK = _mixed(evidence_BK, adapter_BK, fusion.adapter)
-    learnt_text_BK = _mixed(text_BK, tuned_text_BK, 0.5)
+    if scores.evidence_BK is None or not bool(learnt_K.any()):
+        return Fused(text_BK.softmax(dim=-1), text_BK.new_zeros(len(text_BK)))
     outside_K = ~learnt_K
-    minus_infinity = float("-inf")
+    log_text_BK, log_evidence_BK = log_experts(scores, fusion)
+    weight_K = counted_weight(count_K.to(text_BK), fusion.kappa)
+    log_BK = torch.logaddexp((1 - weight_K).log() + log_text_BK, weight_K.log() + log_evidence_BK)
+    log_BK = fusion.sharpness * (log_BK + fusion.text_power * log_text_BK)
+    learnt_BK = log_BK.masked_fill(outside_K, -torch.inf).softmax(dim=-1)
 
-    cosine_BK = cosine_BK.masked_fill(outside_K, minus_infinity)
-    text_S = learnt_text_BK.masked_fill(outside_K, minus_infinity).softmax(dim=-1)
-    evidence_S = (fusion.scale * cosine_BK).softmax(dim=-1)
-    count = count_K.to(text_BK)
-    weight_K = count / (count + fusion.kappa)
-    learnt_BK = (1 - weight_K) * text_S + weight_K * evidence_S
-    learnt_BK = learnt_BK.masked_fill(outside_K, 0.0)
-    learnt_BK = learnt_BK / learnt_BK.sum(dim=-1, keepdim=True)
+    # Frozen evidence alone: no adapter bends how much is left to names without a label.
+    nearest_B = scores.evidence_BK.masked_fill(outside_K, -torch.inf).max(dim=-1).values
+    near_B = fusion.slope * (nearest_B - fusion.threshold)
+    text_S = text_BK.masked_fill(outside_K, -torch.inf)
     if not bool(outside_K.any()):
-        return learnt_BK
-
-    unseen_BK = text_BK.masked_fill(learnt_K, minus_infinity).softmax(dim=-1)
-    log_mass_S = text_BK.masked_fill(outside_K, minus_infinity).logsumexp(dim=-1)
-    log_mass_U = text_BK.masked_fill(learnt_K, minus_infinity).logsumexp(dim=-1)
-    nearest = cosine_BK.max(dim=-1).values
-    gate_B = log_mass_S - log_mass_U + fusion.scale * (nearest - fusion.threshold)
+        best_B = text_S.max(dim=-1).values
+        gate_B = near_B + fusion.text_slope * (best_B - fusion.text_center)
+        return Fused(learnt_BK, gate_B.sigmoid())
+    text_U = text_BK.masked_fill(learnt_K, -torch.inf)
+    gate_B = text_S.logsumexp(dim=-1) - text_U.logsumexp(dim=-1) + near_B
     # sigmoid(-x) and not 1 - sigmoid(x), which is 0 where the order of U must still show.
-    return gate_B.sigmoid()[:, None] * learnt_BK + (-gate_B).sigmoid()[:, None] * unseen_BK
+    probability_BK = gate_B.sigmoid()[:, None] * learnt_BK
+    probability_BK = probability_BK + (-gate_B).sigmoid()[:, None] * text_U.softmax(dim=-1)
+    return Fused(probability_BK, gate_B.sigmoid())
+
+
+def log_experts(scores: Scores, fusion: Fusion) -> tuple[Tensor, Tensor]:
+    """Return log p0 and log p1 among the learnt candidates; of the others, minus infinity."""
+    outside_K = (scores.count_K == 0).to(scores.text_BK.device)
+    assert scores.evidence_BK is not None
+    text_BK = _mixed(scores.text_BK, scores.tuned_text_BK, 0.5)
+    cosine_BK = _mixed(scores.evidence_BK, scores.adapter_BK, fusion.adapter)
+    return (
+        text_BK.masked_fill(outside_K, -torch.inf).log_softmax(dim=-1),
+        (fusion.scale * cosine_BK).masked_fill(outside_K, -torch.inf).log_softmax(dim=-1),
+    )
+
+
+def counted_weight(count_K: Tensor, kappa: float | Tensor) -> Tensor:
+    """Return w = n / (n + κ), the evidence's weight after so many labels."""
+    return count_K / (count_K + kappa)
 
 
 def _mixed(frozen_BK: Tensor, tuned_BK: Tensor | None, share: float) -> Tensor:

@@ -15,6 +15,20 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureRecipe:
+    """
+    How a base model's outputs become the features of evidence.
+
+    Args:
+        root: take the square root, where features are rectified: of signed ones it costs a point.
+        trunk_weight: length of the trunk's part, that of the feature being 1; 0 leaves it out.
+    """
+
+    root: bool = False
+    trunk_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceHead:
     """
     A closed form, ready to answer.
@@ -26,6 +40,29 @@ class EvidenceHead:
 
     factor_DD: Tensor
     vector_CD: Tensor
+
+
+def evidence_feature(feature_BF: Tensor, trunk_BH: Tensor, recipe: FeatureRecipe) -> Tensor:
+    """
+    Return feature_BD, what evidence is made of: the tower's feature and the trunk's pooled output.
+
+    What lies a few blocks lower tells drawings from photographs, which the last feature was made
+    to overlook. A square root brings the long tails of rectified features nearer to a Gaussian.
+
+    Args:
+        feature_BF: before the projection, of any norm.
+        trunk_BH: mean of the trunk's output over positions, likewise.
+        recipe: of the base model.
+
+    Source: Tukey's ladder of powers, for class-incremental learning in FeCAM (arXiv 2309.14062).
+    """
+    if recipe.root:
+        feature_BF = feature_BF.clamp(min=0).sqrt()
+    feature_BF = functional.normalize(feature_BF, dim=-1)
+    if recipe.trunk_weight == 0:
+        return feature_BF
+    trunk_BH = recipe.trunk_weight * functional.normalize(trunk_BH, dim=-1)
+    return torch.cat([feature_BF, trunk_BH], dim=-1)
 
 
 def text_logits(embedding_BE: Tensor, text_KE: Tensor, logit_scale: float) -> Tensor:

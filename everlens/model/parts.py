@@ -6,10 +6,11 @@ A version as parts, and parts as a version: what the learner publishes, the serv
 | `classes/N`        | names and text vectors of classes 1024·N …           | a new class             |
 | `evidence/factor`  | the shared factor P                                  | a tenth more samples    |
 | `evidence/N`       | mean feature and count of classes 1024·N …           | a sample of one of them |
+| `record/N`         | how classes 1024·N … fared, see `RECORD`             | a sample of one of them |
 | `adapter`          | the low-rank tensors and their spec                  | an adapter publication  |
 | `adapter/factor`   | as for evidence, on tuned features                   | an adapter publication  |
 | `adapter/N`        | likewise, with text vectors of a tuned text tower    | an adapter publication  |
-| `fusion`           | the constants of the fusion                          | the settings            |
+| `fusion`           | the constants of the fusion                          | every scored sample     |
 
 Each is a safetensors blob: nothing in it can run. Equal content gives equal bytes.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,9 +35,12 @@ from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion
 from everlens.model.heads import EvidenceHead, class_vectors
-from everlens.model.snapshot import Classes, Snapshot
+from everlens.model.snapshot import RECORD, Classes, Snapshot
 
 CHUNK = 1024
+
+# Stands for NaN in `record/N`, since a part with a number that is not finite is refused.
+_UNKNOWN = -1.0
 
 Made = TypeVar("Made")
 
@@ -61,6 +65,11 @@ def encode_evidence(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor | None = N
     return save(tensors)
 
 
+def encode_record(record_CR: Tensor) -> bytes:
+    """Return one chunk of what is said of each class, NaN where nothing is known yet."""
+    return save({"record_CR": record_CR.float().nan_to_num(nan=_UNKNOWN).contiguous()})
+
+
 def encode_factor(factor_DD: Tensor) -> bytes:
     """Return a shared factor."""
     return save({"factor_DD": factor_DD.contiguous()})
@@ -75,8 +84,7 @@ def encode_adapter(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> bytes:
 
 def encode_fusion(fusion: Fusion) -> bytes:
     """Return the constants of the fusion."""
-    values = [fusion.kappa, fusion.scale, fusion.threshold, fusion.adapter]
-    return save({"fusion": torch.tensor(values, dtype=torch.float64)})
+    return save({"fusion": torch.tensor(astuple(fusion), dtype=torch.float64)})
 
 
 def build_snapshot(
@@ -109,6 +117,10 @@ def build_snapshot(
         raise PartError(f"version {manifest.version} has an unusable part: {error}") from error
 
 
+# The tensor of a chunk that has a row for each of its classes.
+_ROWS = {"classes": "text_CE", "record": "record_CR"}
+
+
 class _Builder:
     """Puts one snapshot together; `memo` holds each piece under the digests it was made from."""
 
@@ -123,10 +135,6 @@ class _Builder:
         self.manifest = manifest
         self.parts = parts
         self.before = previous.memo if previous is not None else {}
-        # Before the first adapter any cut gives the same answers; keep the one that is there.
-        self.top_blocks = backbone.top_blocks
-        if previous is not None:
-            self.top_blocks = len(previous.frozen_top.blocks)
         self.memo: dict[Hashable, Any] = {}
 
     def build(self) -> Snapshot:
@@ -135,7 +143,9 @@ class _Builder:
                 self._load(name)
         classes = self._classes()
         spec = self._once(("spec", self._digest("adapter")), self._spec)
-        top_blocks = spec.top_blocks if spec is not None else self.top_blocks
+        top_blocks = self.manifest.top_blocks
+        if not 0 <= top_blocks <= len(self.backbone.image_tower.blocks):
+            raise PartError(f"the image tower cannot be cut at {top_blocks} blocks")
         trunk, top = self._once(
             ("cut", top_blocks), lambda: self.backbone.image_tower.cut(top_blocks)
         )
@@ -151,6 +161,7 @@ class _Builder:
             frozen_top=top,
             tuned_top=tuned,
             classes=classes,
+            record_CR=self._record(len(classes.names)),
             evidence=self._head("evidence"),
             adapter=self._head("adapter"),
             adapter_text_CE=self._adapter_text(),
@@ -184,7 +195,7 @@ class _Builder:
         """Return the loaded chunks `prefix/0`, `prefix/1`, …, all but the last of full length."""
         loaded: list[dict[str, Tensor]] = []
         while f"{prefix}/{len(loaded)}" in self.manifest.parts:
-            if loaded and len(loaded[-1]["text_CE" if prefix == "classes" else "mean_CD"]) != CHUNK:
+            if loaded and len(loaded[-1][_ROWS.get(prefix, "mean_CD")]) != CHUNK:
                 raise PartError(f"{prefix}/{len(loaded) - 1} has not {CHUNK} classes")
             loaded.append(self._load(f"{prefix}/{len(loaded)}"))
         return loaded
@@ -203,6 +214,14 @@ class _Builder:
         if count_C.dtype != torch.int64 or bool((count_C < 0).any()):
             raise PartError("a class has a negative count of samples")
         return Classes(names, {name: k for k, name in enumerate(names)}, text_CE, count_C)
+
+    def _record(self, classes: int) -> Tensor:
+        """Return what is known of each class; a version without the part knows nothing."""
+        rows = [chunk["record_CR"] for chunk in self._chunks("record")]
+        record_CR = torch.cat([torch.zeros(0, len(RECORD)), *rows])
+        if record_CR.shape != (classes if rows else 0, len(RECORD)):
+            raise PartError(f"record of classes has shape {tuple(record_CR.shape)}")
+        return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
 
     def _head(self, prefix: str) -> EvidenceHead | None:
         factor_digest = self._digest(f"{prefix}/factor")
@@ -238,8 +257,8 @@ class _Builder:
             return None
         record = json.loads(self._load("adapter")["spec"].numpy().tobytes())
         spec = AdapterSpec(**record)
-        if not 0 < spec.top_blocks <= len(self.backbone.image_tower.blocks):
-            raise PartError(f"adapter bends {spec.top_blocks} blocks of a shallower tower")
+        if spec.top_blocks != self.manifest.top_blocks:
+            raise PartError(f"adapter bends {spec.top_blocks} blocks of another cut")
         return spec
 
     def _tuned_top(self, top: Any, spec: AdapterSpec) -> Any:

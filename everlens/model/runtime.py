@@ -47,10 +47,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it would be slower than float32."""
+    if device.type != "cpu":
+        return False
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def fingerprint_of_numerics(threads: int) -> str:
     """Return what the bits of a result depend on besides the inputs: versions, CPU, threads."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, {capability}, {threads} threads"
+    half = ", bfloat16" if has_bfloat16(torch.device("cpu")) else ""
+    return f"torch {torch.__version__}, {capability}{half}, {threads} threads"
 
 
 def import_torchvision() -> None:

@@ -9,6 +9,7 @@ Shape suffixes: B pictures, C learnt classes, K candidates of one query, D featu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,10 +19,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from everlens.model.backbone import Backbone
-from everlens.model.fusion import Fusion, fuse
-from everlens.model.heads import EvidenceHead, class_rows, evidence_scores, text_logits
-from everlens.model.tower import Encoding, Hidden, Top, Trunk
+from everlens.model.fusion import Fused, Fusion, Scores, fuse
+from everlens.model.heads import (
+    EvidenceHead,
+    class_rows,
+    evidence_feature,
+    evidence_scores,
+    text_logits,
+)
+from everlens.model.tower import Encoding, Hidden, Top, Trunk, pooled
 from everlens.pixels import Pixels
+
+# What a version says of each class: recall of served answers before the sample was learnt, lately;
+# how far that is below its best; the weight of its loss in tuning (1 is the mean); and the recall of
+# each expert alone.
+RECORD = ("recall", "forgetting", "weight", "zero_shot", "evidence", "adapter")
 
 
 class Views(NamedTuple):
@@ -67,6 +79,7 @@ class Snapshot:
     frozen_top: Top
     tuned_top: Top | None
     classes: Classes
+    record_CR: Tensor  # columns `RECORD`, NaN where nothing is known yet; empty without a record
     evidence: EvidenceHead | None
     adapter: EvidenceHead | None
     adapter_text_CE: Tensor | None  # through a tuned text tower; zero where it was not tuned
@@ -82,21 +95,22 @@ class Snapshot:
     @torch.no_grad()
     def look(self, hidden: Hidden) -> Views:
         """Return the views of a batch from the trunk's output on."""
-        frozen: Encoding = self.frozen_top(hidden)
-        tuned: Encoding | None = None if self.tuned_top is None else self.tuned_top(hidden)
-        return Views(
-            embedding_BE=functional.normalize(frozen.embedding_BE.float(), dim=-1),
-            feature_BD=frozen.feature_BD.float(),
-            tuned_embedding_BE=None
-            if tuned is None
-            else functional.normalize(tuned.embedding_BE.float(), dim=-1),
-            tuned_feature_BD=None if tuned is None else tuned.feature_BD.float(),
+        frozen = self._view(self.frozen_top, hidden)
+        tuned = (None, None) if self.tuned_top is None else self._view(self.tuned_top, hidden)
+        return Views(*frozen, *tuned)
+
+    def _view(self, top: Top, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        encoding: Encoding = top(hidden)
+        embedding_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
+        feature_BD = evidence_feature(
+            encoding.feature_BD.float(), pooled(hidden).float(), self.backbone.recipe
         )
+        return embedding_BE, feature_BD
 
     @torch.no_grad()
-    def probabilities(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Tensor:
+    def scores(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Scores:
         """
-        Return probability_BK over the candidates.
+        Return what each expert says of each candidate.
 
         Args:
             views: of this snapshot's `see`.
@@ -104,14 +118,18 @@ class Snapshot:
             text_KE: unit vectors of the candidates' names.
         """
         classes = None if names is None else [self.classes.index.get(name, -1) for name in names]
-        return fuse(
+        return Scores(
             text_BK=text_logits(views.embedding_BE, text_KE, self.backbone.logit_scale),
             evidence_BK=_scores(self.evidence, views.feature_BD, classes),
             adapter_BK=_scores(self.adapter, views.tuned_feature_BD, classes),
             tuned_text_BK=self._tuned_text(views, classes),
             count_K=self._counts(classes),
-            fusion=self.fusion,
         )
+
+    @torch.no_grad()
+    def answer(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Fused:
+        """Return the probability of each candidate; arguments as of `scores`."""
+        return fuse(self.scores(views, names, text_KE), self.fusion)
 
     def _tuned_text(self, views: Views, classes: list[int] | None) -> Tensor | None:
         """Return the tuned text logits; NaN for candidates that the adapter does not know."""
@@ -128,6 +146,18 @@ class Snapshot:
         padded = torch.cat([self.classes.count_C, self.classes.count_C.new_zeros(1)])
         return padded[torch.tensor(classes)]
 
+    def record(self, index: int) -> dict[str, float | None]:
+        """Return what is known of one class, by the names of `RECORD`."""
+        row = (
+            self.record_CR[index].tolist()
+            if index < len(self.record_CR)
+            else [math.nan] * len(RECORD)
+        )
+        return {
+            name: None if math.isnan(value) else round(value, 4)
+            for name, value in zip(RECORD, row, strict=True)
+        }
+
     def rank(self, names: Sequence[str], probability_K: Tensor, top: int) -> list[Ranked]:
         """Return the `top` most probable of the named candidates, the best first."""
         scores, order = probability_K.topk(min(top, len(names)))
@@ -140,6 +170,16 @@ class Snapshot:
         """Return how many labels of this class were learnt."""
         index = self.classes.index.get(name)
         return 0 if index is None else int(self.classes.count_C[index])
+
+
+def joined(slices: Sequence[Views]) -> Views:
+    """Return the views of several batches as those of one."""
+    if len(slices) == 1:
+        return slices[0]
+    columns: list[Any] = [
+        None if part[0] is None else torch.cat(part) for part in zip(*slices, strict=True)
+    ]
+    return Views(*columns)
 
 
 def _scores(
@@ -164,6 +204,7 @@ def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
         frozen_top=top,
         tuned_top=None,
         classes=Classes((), {}, torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)),
+        record_CR=torch.zeros(0, len(RECORD)),
         evidence=None,
         adapter=None,
         adapter_text_CE=None,

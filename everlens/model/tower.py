@@ -33,6 +33,12 @@ class Hidden(NamedTuple):
     context: Any = None
 
 
+def pooled(hidden: Hidden) -> Tensor:
+    """Return the mean of hidden states over positions: of maps (B, C, H, W) or tokens (B, L, C)."""
+    states = hidden.states
+    return states.mean(dim=(2, 3)) if states.ndim == 4 else states.mean(dim=1)
+
+
 class Trunk(nn.Module):
     """The frozen lower part of a tower: input → hidden states, a function of the input alone."""
 

@@ -47,6 +47,7 @@ async def _look_at_log(service: Service) -> None:
     metrics = service.metrics
     try:
         backlog = await service.log.backlog()
+        metrics.set_learnt(await service.log.learner())
     except LogUnavailable:
         metrics.log_up.set(0)
         return

@@ -24,16 +24,23 @@ _BASE_VERSION = {
     "parent": "",
     "adapter": "",
     "digest": "",
+    "gate": None,
 }
 
 
 @router.get("/classes", summary="The learnt classes", responses=openapi.problems(503))
 async def get_classes(request: Request) -> Response:
-    """Every learnt class with its number of samples, in the order of their first sample."""
+    """
+    Every learnt class in the order of their first sample, with what became of it.
+
+    `recall` is that of served answers before the sample was learnt, lately, and `forgetting` how
+    far that is below the class's best; `weight` multiplies its loss in tuning (1 is the mean);
+    `zero_shot`, `evidence` and `adapter` are the recall of each expert alone. Null: not known yet.
+    """
     snapshot = service_of(request).ready().serving.current
     counts = snapshot.classes.count_C.tolist()
     records = [
-        {"label": name, "samples": count, "index": index}
+        {"label": name, "samples": count, "index": index, **snapshot.record(index)}
         for index, (name, count) in enumerate(zip(snapshot.classes.names, counts, strict=True))
     ]
     return answer({"classes": records, "version": snapshot.version})
@@ -48,7 +55,7 @@ async def get_class(request: Request, name: str) -> Response:
     if index is None:
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
     about = {"label": name, "samples": snapshot.samples(name), "index": index}
-    return answer(about | {"version": snapshot.version})
+    return answer(about | snapshot.record(index) | {"version": snapshot.version})
 
 
 @router.get("/versions", summary="The lineage", responses=openapi.problems(422, 503))

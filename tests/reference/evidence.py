@@ -16,7 +16,7 @@ def unit(vector: Array) -> Array:
     return vector / length
 
 
-def metric(features: Array, ridge: float = 1.0) -> Array:
+def metric(features: Array, ridge: float = 0.5) -> Array:
     """Return (Σ x xᵀ + λI)⁻¹ over unit features."""
     gram = ridge * np.eye(features.shape[1])
     for feature in features:

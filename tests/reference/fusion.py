@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Constants(NamedTuple):
+    """The constants of the fusion, in the order in which a version holds them."""
+
+    kappa: float
+    text_power: float
+    sharpness: float
+    scale: float
+    adapter: float
+    threshold: float
+    slope: float
+    text_center: float
+    text_slope: float
 
 
 def softmax(logits: dict[int, float]) -> dict[int, float]:
@@ -20,57 +35,77 @@ def log_mass(logits: dict[int, float]) -> float:
     return highest + math.log(math.fsum(math.exp(logit - highest) for logit in logits.values()))
 
 
+def sigmoid(number: float) -> float:
+    """Return 1 / (1 + exp(-x))."""
+    return 1 / (1 + math.exp(-number))
+
+
 def fuse(
     text: Sequence[float],
     evidence: Sequence[float],
     adapter: Sequence[float] | None,
     tuned_text: Sequence[float] | None,
     counts: Sequence[int],
-    constants: tuple[float, float, float, float],
-) -> list[float]:
+    constants: Constants,
+) -> tuple[list[float], float]:
     """
-    Return the probability of each candidate for one picture.
+    Return the probability of each candidate for one picture, and that it is of a learnt class.
 
     Args:
         text: zero-shot logits.
         evidence, adapter: cosines, NaN for a candidate that the head does not know.
         tuned_text: logits through a tuned text tower, NaN likewise.
         counts: labels learnt of each candidate.
-        constants: kappa, scale, threshold, and the adapter's share of the cosine.
+        constants: of the fusion.
     """
-    kappa, scale, threshold, share = constants
     learnt = [k for k, count in enumerate(counts) if count > 0]
     unseen = [k for k, count in enumerate(counts) if count == 0]
     if not learnt:
         by_text = softmax(dict(enumerate(text)))
-        return [by_text[k] for k in range(len(text))]
-    cosine = {}
-    for k in learnt:
-        cosine[k] = evidence[k]
-        if adapter is not None and not math.isnan(adapter[k]):
-            cosine[k] = (1 - share) * evidence[k] + share * adapter[k]
-    learnt_text = {k: text[k] for k in learnt}
-    for k in learnt:
-        if tuned_text is not None and not math.isnan(tuned_text[k]):
-            learnt_text[k] = (text[k] + tuned_text[k]) / 2
-    by_text = softmax(learnt_text)
-    by_evidence = softmax({k: scale * cosine[k] for k in learnt})
-    among = {}
-    for k in learnt:
-        weight = counts[k] / (counts[k] + kappa)
-        among[k] = (1 - weight) * by_text[k] + weight * by_evidence[k]
-    total = math.fsum(among.values())
+        return [by_text[k] for k in range(len(text))], 0.0
+    among = _among_learnt(text, evidence, adapter, tuned_text, counts, constants)
+    nearest = max(evidence[k] for k in learnt)
+    odds = constants.slope * (nearest - constants.threshold)
     answer = [0.0] * len(text)
     if not unseen:
         for k in learnt:
-            answer[k] = among[k] / total
-        return answer
-    odds = log_mass({k: text[k] for k in learnt}) - log_mass({k: text[k] for k in unseen})
-    odds += scale * (max(cosine.values()) - threshold)
-    gate = 1 / (1 + math.exp(-odds))
+            answer[k] = among[k]
+        best = max(text[k] for k in learnt)
+        return answer, sigmoid(odds + constants.text_slope * (best - constants.text_center))
+    odds += log_mass({k: text[k] for k in learnt}) - log_mass({k: text[k] for k in unseen})
     among_unseen = softmax({k: text[k] for k in unseen})
     for k in learnt:
-        answer[k] = gate * among[k] / total
+        answer[k] = sigmoid(odds) * among[k]
     for k in unseen:
-        answer[k] = (1 - gate) * among_unseen[k]
-    return answer
+        answer[k] = sigmoid(-odds) * among_unseen[k]
+    return answer, sigmoid(odds)
+
+
+def _among_learnt(
+    text: Sequence[float],
+    evidence: Sequence[float],
+    adapter: Sequence[float] | None,
+    tuned_text: Sequence[float] | None,
+    counts: Sequence[int],
+    constants: Constants,
+) -> dict[int, float]:
+    """Return the probability of each learnt candidate, given that it is one of them."""
+    logit, cosine = {}, {}
+    for k, count in enumerate(counts):
+        if count == 0:
+            continue
+        logit[k], cosine[k] = text[k], evidence[k]
+        if adapter is not None and not math.isnan(adapter[k]):
+            share = constants.adapter
+            cosine[k] = (1 - share) * evidence[k] + share * adapter[k]
+        if tuned_text is not None and not math.isnan(tuned_text[k]):
+            logit[k] = (text[k] + tuned_text[k]) / 2
+    by_text = softmax(logit)
+    by_evidence = softmax({k: constants.scale * cosine[k] for k in cosine})
+    product = {}
+    for k in logit:
+        weight = counts[k] / (counts[k] + constants.kappa)
+        mixture = (1 - weight) * by_text[k] + weight * by_evidence[k]
+        product[k] = (mixture * by_text[k] ** constants.text_power) ** constants.sharpness
+    total = math.fsum(product.values())
+    return {k: power / total for k, power in product.items()}

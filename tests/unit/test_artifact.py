@@ -21,7 +21,7 @@ from everlens.artifact import (
 from everlens.errors import PartError
 
 PART = digest_of(b"a part")
-MANIFEST = Manifest(7, "p" * 64, "f" * 64, 41, 40, 3, {"fusion": PART, "classes/0": PART})
+MANIFEST = Manifest(7, "p" * 64, "f" * 64, 41, 40, 3, 2, {"fusion": PART, "classes/0": PART})
 
 numbers = st.integers(0, 2**53)
 strings = st.text(st.characters(codec="utf-8"))
@@ -33,6 +33,8 @@ manifests = st.builds(
     learned_through=numbers,
     samples=numbers,
     classes=numbers,
+    top_blocks=numbers,
+    gate=st.none() | st.dictionaries(strings, st.booleans() | numbers | st.floats(allow_nan=False)),
     parts=st.dictionaries(strings, st.just(PART)),
 )
 
@@ -80,7 +82,7 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 WRONG = [
-    ("format", 2),
+    ("format", 1),
     ("format", None),
     ("version", -1),
     ("version", 1.0),
@@ -89,6 +91,12 @@ WRONG = [
     ("learned_through", None),
     ("samples", [1]),
     ("classes", {}),
+    ("top_blocks", -1),
+    ("top_blocks", 2.0),
+    ("top_blocks", None),
+    ("gate", []),
+    ("gate", "held back"),
+    ("gate", 1),
     ("parent", None),
     ("parent", 7),
     ("fingerprint", ["f"]),

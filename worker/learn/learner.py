@@ -18,11 +18,15 @@ from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
-from everlens.model.snapshot import Snapshot, Views
-from everlens.model.tower import Hidden
+from everlens.model.fusion import Fusion, Scores, fuse
+from everlens.model.heads import evidence_feature
+from everlens.model.snapshot import Snapshot, Views, joined
+from everlens.model.tower import Hidden, pooled
 from everlens.pixels import Pixels
 from worker.learn.evidence import EvidenceSums, Head, head_of
-from worker.learn.prequential import Prequential
+from worker.learn.fusing import FusionLearner
+from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, right_names, without_itself
+from worker.learn.prequential import ClassRecords, Prequential
 from worker.learn.randomness import generator_for
 from worker.learn.replay import BufferChange, Exemplar, ReplayBuffer
 from worker.learn.tuning import Tuner, TuningConfig
@@ -30,6 +34,14 @@ from worker.learn.tuning import Tuner, TuningConfig
 # The shared factor is made anew when this share of samples came since: at first after every
 # batch, later rarely, so that its cost (a Cholesky of D×D, and its bytes) stays a small part.
 REFRESH_GROWTH = 0.10
+
+# One sample in so many is held out: learnt by evidence, which can leave it out again, and never
+# trained on. The first two of a class are not: few labels are worth more than a test of them.
+HOLD_OUT_EVERY = 10
+HOLD_OUT_AFTER = 2
+
+# How many held-out samples the gate asks at most.
+JUDGED_MAX = 256
 
 # How many exemplars the adapter's own closed form is fitted on at most, a forward pass each.
 HEAD_EXEMPLARS_MAX = 2048
@@ -43,6 +55,7 @@ class LearnerConfig:
     adapter: AdapterSpec
     tuning: TuningConfig
     replay_bytes: int
+    fusion: Fusion  # to begin with
 
     @property
     def seed(self) -> int:
@@ -79,6 +92,7 @@ class Observation:
     rows: list[LearntRow]
     new_classes: list[str]
     buffer: BufferChange
+    scored: list[int]  # the classes whose records changed
     refreshed: bool  # the shared factor is a new one
 
 
@@ -98,6 +112,9 @@ class Learner:
         self.pending: list[Exemplar] = []
         self.tuner = Tuner(backbone, config.adapter, config.tuning)
         self.prequential = Prequential()
+        self.records = ClassRecords()
+        self.fusing = FusionLearner(config.fusion)
+        self.eligible = 0  # samples that could have been held out
         self.batch = 0
 
     @property
@@ -116,26 +133,28 @@ class Learner:
         """
         self.batch += 1
         if not batch:
-            return Observation([], [], BufferChange([], []), refreshed=False)
+            return Observation([], [], BufferChange([], []), [], refreshed=False)
         hidden = snapshot.trunk(self.backbone.images([sample.pixels for sample in batch]))
         views = snapshot.look(hidden)
-        self._score(batch, snapshot, views)
+        scored = self._score(batch, snapshot, views)
         new_classes = [self._add_class(sample.label) for sample in batch]
         class_B = [self.class_index[sample.label] for sample in batch]
         feature_BD = views.feature_BD.cpu()
         if self.sums is None:
             self.sums = EvidenceSums(feature_BD.shape[1])
+        held_B = self._held_out(class_B)
         self.sums.add(feature_BD, class_B)
+        self.records.make_room(len(self.class_names))
         exemplars = [
             # A row of its own, since a view would keep the whole batch in memory; and in the memory
             # order in which it is saved, since another order gives other bits.
-            Exemplar(sample.seq, c, sample.text, sample.image, _own(trunk))
-            for sample, c, trunk in zip(
-                batch, class_B, hidden.states.to("cpu", torch.float16), strict=True
+            Exemplar(sample.seq, c, sample.text, sample.image, _own(trunk), held)
+            for sample, c, trunk, held in zip(
+                batch, class_B, hidden.states.to("cpu", torch.float16), held_B, strict=True
             )
         ]
         change = self.replay.add(exemplars, generator_for(self.config.seed, "buffer", self.batch))
-        self.pending = exemplars if self.tuner.active else []
+        self.pending = [e for e in exemplars if not e.held_out] if self.tuner.active else []
         return Observation(
             rows=[
                 LearntRow(sample.seq, sample.id, c, feature_D)
@@ -143,6 +162,7 @@ class Learner:
             ],
             new_classes=[name for name in new_classes if name is not None],
             buffer=change,
+            scored=scored,
             refreshed=self._refresh(),
         )
 
@@ -151,7 +171,14 @@ class Learner:
         batch, self.pending = self.pending, []
         if not batch or not self.tuner.active:
             return []
-        return self.tuner.tune(batch, self.replay, self._text_vector, self._prompt, self.batch)
+        return self.tuner.tune(
+            batch,
+            self.replay,
+            self._text_vector,
+            self._prompt,
+            self.batch,
+            len(self.class_names),
+        )
 
     @torch.no_grad()
     def fit_adapter_head(self) -> Head | None:
@@ -163,13 +190,72 @@ class Learner:
         sums: EvidenceSums | None = None
         for start in range(0, len(exemplars), _FORWARD_BATCH):
             part = exemplars[start : start + _FORWARD_BATCH]
-            states = torch.stack([e.trunk for e in part]).to(self.backbone.device).float()
-            feature_BD = tuned_top(Hidden(states)).feature_BD.float().cpu()
+            hidden = self._hidden(part)
+            feature_BD = evidence_feature(
+                tuned_top(hidden).feature_BD.float(), pooled(hidden), self.backbone.recipe
+            ).cpu()
             sums = sums or EvidenceSums(feature_BD.shape[1])
             sums.add(feature_BD, [e.class_index for e in part])
         assert sums is not None
         sums.make_room(len(self.class_names))
         return head_of(sums)
+
+    def class_record(self, span: slice) -> Tensor:
+        """Return what is said of a range of classes: the columns of `snapshot.RECORD`."""
+        records = self.records
+        columns = [records.recall_C, records.forgetting_C, self.class_weights()]
+        return torch.cat([torch.stack(columns, dim=1), records.expert_CX], dim=1)[span]
+
+    def class_weights(self) -> Tensor:
+        """Return weight_C of each class's loss in tuning; 1 is the mean."""
+        return self.tuner.class_weights(len(self.class_names))
+
+    @torch.no_grad()
+    def judge(self, present: Snapshot, candidate: Snapshot) -> Verdict:
+        """
+        Ask held-out samples whether a version with a new adapter is worse than the present one.
+
+        Args:
+            present: the version that serves.
+            candidate: the same with the new adapter.
+        """
+        held = self.replay.held_out(JUDGED_MAX)
+        if len(held) < HELD_OUT_MIN:
+            return Verdict(len(held))
+        assert self.sums is not None
+        class_N = [exemplar.class_index for exemplar in held]
+        before_N, after_N = (
+            self._right_names(snapshot, held, class_N) for snapshot in (present, candidate)
+        )
+        return Verdict(len(held), compare(before_N, after_N))
+
+    def _right_names(
+        self, snapshot: Snapshot, held: Sequence[Exemplar], class_N: Sequence[int]
+    ) -> Tensor:
+        """Return the probability that a version gives to the right name of each held-out sample."""
+        assert snapshot.evidence is not None
+        assert self.sums is not None
+        views = self._views(snapshot, held)
+        own_N = without_itself(
+            snapshot.evidence,
+            views.feature_BD,
+            self.sums.sum_CD[class_N],
+            self.sums.count_C[class_N],
+        )
+        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
+        return right_names(scores, snapshot.fusion, class_N, own_N)
+
+    def _views(self, snapshot: Snapshot, exemplars: Sequence[Exemplar]) -> Views:
+        return joined(
+            [
+                snapshot.look(self._hidden(exemplars[start : start + _FORWARD_BATCH]))
+                for start in range(0, len(exemplars), _FORWARD_BATCH)
+            ]
+        )
+
+    def _hidden(self, exemplars: Sequence[Exemplar]) -> Hidden:
+        states = torch.stack([e.trunk for e in exemplars]).to(self.backbone.device)
+        return Hidden(states.float())
 
     def adapter_text(self, span: slice) -> Tensor | None:
         """Return the tuned text vectors of a range of classes; None if their tower is frozen."""
@@ -192,15 +278,40 @@ class Learner:
         share = max(1, count_max // max(1, len(classes)))
         return [e for c in classes for e in self.replay.of_class(c)[-share:]]
 
-    def _score(self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views) -> None:
+    def _score(
+        self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
+    ) -> list[int]:
+        """Score the samples of classes that the snapshot knows; return those classes."""
         known = snapshot.classes
         if not known.names:
-            return
-        probability_BC = snapshot.probabilities(views, None, known.text_CE)
-        best_B = probability_BC.argmax(dim=1).tolist()
-        for sample, best in zip(batch, best_B, strict=True):
-            if sample.label in known.index:
-                self.prequential.record(right=known.names[best] == sample.label)
+            return []
+        scores = snapshot.scores(views, None, known.text_CE).cpu()
+        self.fusing.record(scores, [known.index.get(sample.label, -1) for sample in batch])
+        best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
+        expert_BX = _votes(scores)
+        for sample, best, expert_X in zip(batch, best_B, expert_BX, strict=True):
+            class_index = known.index.get(sample.label)
+            if class_index is None:
+                continue
+            self.prequential.record(right=best == class_index)
+            self.records.record(
+                class_index,
+                right=best == class_index,
+                experts=[vote == class_index for vote in expert_X],
+            )
+        return sorted({known.index[s.label] for s in batch if s.label in known.index})
+
+    def _held_out(self, class_B: Sequence[int]) -> list[bool]:
+        """Return which samples of a batch are held out; to be asked before the sums know them."""
+        assert self.sums is not None
+        seen = dict(enumerate(self.sums.count_C.tolist()))
+        held = []
+        for c in class_B:
+            eligible = seen.get(c, 0) >= HOLD_OUT_AFTER
+            seen[c] = seen.get(c, 0) + 1
+            self.eligible += eligible
+            held.append(eligible and self.eligible % HOLD_OUT_EVERY == 0)
+        return held
 
     def _add_class(self, name: str) -> str | None:
         if name in self.class_index:
@@ -230,6 +341,16 @@ class Learner:
     def _prompt(self, exemplar: Exemplar) -> str:
         name = self.class_names[exemplar.class_index]
         return exemplar.text or self.backbone.templates[0].format(name)
+
+
+def _votes(scores: Scores) -> list[list[int]]:
+    """Return the class that each expert of `EXPERTS` would name, for each picture."""
+    evidence_BK = scores.evidence_BK
+    assert evidence_BK is not None
+    adapter_BK = evidence_BK if scores.adapter_BK is None else scores.adapter_BK
+    adapter_BK = torch.where(adapter_BK.isnan(), evidence_BK, adapter_BK)
+    votes_BX = [s.argmax(dim=1) for s in (scores.text_BK, evidence_BK, adapter_BK)]
+    return torch.stack(votes_BX, dim=1).tolist()
 
 
 def _own(row: Tensor) -> Tensor:

@@ -1,10 +1,26 @@
-"""Prequential accuracy: each sample is scored by the present version before anything learns it. ⑤"""
+"""
+Prequential figures: each sample is scored by the present version before anything learns it. ⑤
+
+Shape suffixes: C classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 DECAY = 0.99
+
+# Of the recall of one class, which sees far fewer samples than the whole.
+CLASS_DECAY = 0.9
+
+# A best recall is believed from so many scored samples on: one lucky answer is not a best.
+BEST_AFTER = 5
+
+EXPERTS = ("zero_shot", "evidence", "adapter")
 
 
 @dataclass(slots=True)
@@ -37,3 +53,71 @@ class Prequential:
     def recent_accuracy(self) -> float | None:
         """Over about the last hundred; None before the first."""
         return self.recent_correct / self.recent_weight if self.recent_weight else None
+
+
+# Columns of `ClassRecords.record_CK`; sums weigh a class's n-th last scored sample by 0.9^n.
+_SCORED, _RIGHT, _WEIGHT, _BEST = range(4)
+_EXPERT = 4
+
+
+class ClassRecords:
+    """
+    The same by class: recall lately, its best so far, and how often each expert was right.
+
+    Forgetting of a class is its best recall so far minus the present one.
+    """
+
+    def __init__(self) -> None:
+        self.record_CK = torch.zeros(0, _EXPERT + len(EXPERTS), dtype=torch.float64)
+
+    def record(self, class_index: int, *, right: bool, experts: Sequence[bool]) -> None:
+        """Count one scored sample of a class; `experts` in the order of `EXPERTS`."""
+        self.make_room(class_index + 1)
+        row_K = self.record_CK[class_index]
+        row_K[_SCORED] += 1
+        row_K[_RIGHT] = CLASS_DECAY * row_K[_RIGHT] + right
+        row_K[_WEIGHT] = CLASS_DECAY * row_K[_WEIGHT] + 1
+        row_K[_EXPERT:] = CLASS_DECAY * row_K[_EXPERT:] + torch.tensor(experts)
+        if row_K[_SCORED] >= BEST_AFTER:
+            row_K[_BEST] = max(row_K[_BEST], row_K[_RIGHT] / row_K[_WEIGHT])
+
+    def make_room(self, classes: int) -> None:
+        """Know at least so many classes."""
+        missing = classes - len(self.record_CK)
+        if missing > 0:
+            width = self.record_CK.shape[1]
+            self.record_CK = torch.cat([self.record_CK, self.record_CK.new_zeros(missing, width)])
+
+    @property
+    def recall_C(self) -> Tensor:
+        """Recall of each class lately; NaN before its first scored sample."""
+        return self.record_CK[:, _RIGHT] / self.record_CK[:, _WEIGHT]
+
+    @property
+    def forgetting_C(self) -> Tensor:
+        """Best recall minus the present one; NaN before a class has a best."""
+        known_C = self.record_CK[:, _SCORED] >= BEST_AFTER
+        loss_C = self.record_CK[:, _BEST] - self.recall_C
+        return torch.where(known_C, loss_C, torch.nan)
+
+    @property
+    def expert_CX(self) -> Tensor:
+        """Recall of each expert alone, by class."""
+        return self.record_CK[:, _EXPERT:] / self.record_CK[:, _WEIGHT, None]
+
+    @property
+    def forgetting(self) -> float | None:
+        """Mean over the classes that have a best; None before the first."""
+        return _mean(self.forgetting_C)
+
+    @property
+    def expert_recall(self) -> dict[str, float | None]:
+        """Mean recall of each expert over the classes that were scored."""
+        return {
+            name: _mean(column_C) for name, column_C in zip(EXPERTS, self.expert_CX.T, strict=True)
+        }
+
+
+def _mean(value_C: Tensor) -> float | None:
+    known_C = value_C[~value_C.isnan()]
+    return round(float(known_C.mean()), 4) if len(known_C) else None

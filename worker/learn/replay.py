@@ -28,6 +28,7 @@ class Exemplar:
     text: str | None
     image: bytes
     trunk: Tensor  # float16, without the batch dimension
+    held_out: bool = False  # never trained on: the gate asks it about a new adapter
 
     @property
     def bytes(self) -> int:
@@ -51,6 +52,7 @@ class _Shelf:
     seen: int = 0
     bytes: int = 0
     full: bool = False  # has been the largest class while the budget was spent
+    trainable: int = 0  # exemplars that are not held out
 
 
 class ReplayBuffer:
@@ -73,13 +75,18 @@ class ReplayBuffer:
 
     @property
     def classes(self) -> list[int]:
-        """The classes that have an exemplar."""
-        return sorted(index for index, shelf in self._shelves.items() if shelf.exemplars)
+        """The classes that have an exemplar to train on."""
+        return sorted(index for index, shelf in self._shelves.items() if shelf.trainable)
 
     def of_class(self, class_index: int) -> list[Exemplar]:
-        """Return the exemplars of one class."""
+        """Return the exemplars of one class to train on."""
         shelf = self._shelves.get(class_index)
-        return [] if shelf is None else list(shelf.exemplars)
+        return [] if shelf is None else [e for e in shelf.exemplars if not e.held_out]
+
+    def held_out(self, count_max: int) -> list[Exemplar]:
+        """Return the newest exemplars that are never trained on, in the order of the log."""
+        held = sorted((e for e in self if e.held_out), key=lambda e: e.seq)
+        return held[-count_max:]
 
     def bookkeeping(self) -> dict[int, tuple[int, bool]]:
         """Return, for each class, how many samples were seen and whether it has been full."""
@@ -122,7 +129,7 @@ class ReplayBuffer:
         chosen = [classes[(start + k) % len(classes)] for k in range(count)]
         if chosen:
             self.next_class = chosen[-1] + 1
-        return [self._any(self._shelves[c], generator) for c in chosen]
+        return [self._any(c, generator) for c in chosen]
 
     def _offer(self, sample: Exemplar, generator: Generator) -> list[int] | None:
         """Keep the sample if it may stay; return the seqs that made room, or None if refused."""
@@ -150,17 +157,20 @@ class ReplayBuffer:
             shelf.full = True
         return largest[0]
 
-    def _any(self, shelf: _Shelf, generator: Generator) -> Exemplar:
-        return shelf.exemplars[_below(len(shelf.exemplars), generator)]
+    def _any(self, class_index: int, generator: Generator) -> Exemplar:
+        exemplars = self.of_class(class_index)
+        return exemplars[_below(len(exemplars), generator)]
 
     def _put(self, shelf: _Shelf, exemplar: Exemplar) -> None:
         shelf.exemplars.append(exemplar)
         shelf.bytes += exemplar.bytes
+        shelf.trainable += not exemplar.held_out
         self.bytes += exemplar.bytes
 
     def _drop(self, shelf: _Shelf, generator: Generator) -> int:
         gone = shelf.exemplars.pop(_below(len(shelf.exemplars), generator))
         shelf.bytes -= gone.bytes
+        shelf.trainable -= not gone.held_out
         self.bytes -= gone.bytes
         return gone.seq
 

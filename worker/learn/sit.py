@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def sit_loss(
+def sit_losses(
     image_BE: Tensor,
     text_KE: Tensor,
     target_B: Tensor,
@@ -21,9 +21,9 @@ def sit_loss(
     rival_BK: Tensor | None = None,
 ) -> Tensor:
     """
-    Return the mean image→text cross-entropy over the candidates of the batch.
+    Return loss_B, the image→text cross-entropy of each picture over the candidates of the batch.
 
-        L = -(1/B) Σ_i log  exp(s ẑ_i·t̂_{y_i}) / Σ_{c in Y_B} exp(s ẑ_i·t̂_c)
+        ℓ_i = -log  exp(s ẑ_i·t̂_{y_i}) / Σ_{c in Y_B} exp(s ẑ_i·t̂_c)          L = (1/B) Σ_i ℓ_i
 
     A class that is absent from `text_KE` receives exactly zero gradient. With one candidate the
     loss and all gradients are zero: such a batch teaches nothing.
@@ -47,7 +47,7 @@ def sit_loss(
     if rival_BK is not None:
         own_BK = functional.one_hot(target_B, len(text_KE)).bool()
         logit_BK = logit_BK.masked_fill(~(rival_BK | own_BK), float("-inf"))
-    return functional.cross_entropy(logit_BK, target_B)
+    return functional.cross_entropy(logit_BK, target_B, reduction="none")
 
 
 def candidates(

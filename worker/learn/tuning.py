@@ -13,12 +13,26 @@ from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.tower import Hidden, Top
+from everlens.model.runtime import has_bfloat16
+from everlens.model.tower import Encoding, Hidden, Top
+from worker.learn.augment import varied
+from worker.learn.class_weights import (
+    ClassLosses,
+    ClassWeightConfig,
+    presence,
+    weighted_loss,
+)
+from worker.learn.contrast import contrastive_loss
 from worker.learn.randomness import generator_for
 from worker.learn.replay import Exemplar, ReplayBuffer
-from worker.learn.sit import candidates, sit_loss
+from worker.learn.sit import candidates, sit_losses
 
 GRADIENT_NORM_MAX = 1.0
+
+# A new learner has few labels, and time: the first batches take more steps, until so many are
+# taken. With one label a class that is worth a point and a half, later nothing.
+WARM_UP_STEPS = 64
+WARM_UP_STEPS_A_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +45,9 @@ class TuningConfig:
     steps: int
     replay_samples: int
     new_per_class: int
+    contrast: float  # weight of the contrastive loss beside SIT's
+    augment: bool
+    class_weights: ClassWeightConfig | None = None  # None: every picture of a step weighs the same
 
 
 class Tuner:
@@ -40,6 +57,7 @@ class Tuner:
         self.backbone = backbone
         self.spec = spec
         self.config = config
+        self.half_precision = has_bfloat16(backbone.device)
         _, self.frozen_image_top = backbone.image_tower.cut(spec.top_blocks)
         self.image_top = self._bend(self.frozen_image_top, "image")
         text_blocks = min(spec.top_blocks, len(backbone.text_tower.blocks))
@@ -57,6 +75,10 @@ class Tuner:
             weight_decay=config.weight_decay,
             foreach=False,
         )
+        weighting = config.class_weights
+        self.losses = ClassLosses(weighting) if weighting is not None else None
+        self.steps_taken = 0
+        self.accepted = self.state()
 
     def _bend(self, top: Top, tower: str) -> Top:
         if not self.spec.tunes(tower):
@@ -75,6 +97,7 @@ class Tuner:
         text_vector: Callable[[Exemplar], Tensor],
         prompt: Callable[[Exemplar], str],
         batch_number: int,
+        classes: int,
     ) -> list[float]:
         """
         Take the SIT steps of one batch; return the loss of each.
@@ -88,9 +111,10 @@ class Tuner:
             text_vector: the frozen unit vector of an exemplar's text.
             prompt: its text in words, for a tuned text tower.
             batch_number: randomness is a function of the seed and this.
+            classes: how many there are.
         """
         losses = []
-        for step in range(self.config.steps):
+        for step in range(self._steps_now()):
             generator = generator_for(self.config.seed, "replay", batch_number, step)
             new = self._some_of_each(batch, generator)
             # Replay fills the places of those left out: each step sees as many pictures.
@@ -98,9 +122,19 @@ class Tuner:
             company = [*new, *replay.draw(places, generator)]
             if len({exemplar.class_index for exemplar in company}) < 2:
                 continue
-            loss = self._step(company, text_vector, prompt)
+            if self.losses is not None:
+                self.losses.make_room(classes)
+            # A class with a new sample is there for certain, the others when their turn comes.
+            presence_C = torch.full((classes,), presence(places, classes), dtype=torch.float64)
+            presence_C[[e.class_index for e in new]] = 1.0
+            loss = self._step(company, text_vector, prompt, presence_C, generator)
             losses += [] if loss is None else [loss]
         return losses
+
+    def _steps_now(self) -> int:
+        """Return how many steps a batch takes: more of the first ones, with little to learn from."""
+        warm = self.steps_taken >= WARM_UP_STEPS
+        return self.config.steps if warm else max(self.config.steps, WARM_UP_STEPS_A_BATCH)
 
     def _some_of_each(self, batch: Sequence[Exemplar], generator: Generator) -> list[Exemplar]:
         """Return at most `new_per_class` samples of each class, drawn anew for each step."""
@@ -118,28 +152,33 @@ class Tuner:
         company: Sequence[Exemplar],
         text_vector: Callable[[Exemplar], Tensor],
         prompt: Callable[[Exemplar], str],
+        presence_C: Tensor,
+        generator: Generator,
     ) -> float | None:
         """Return the loss, or None when its gradient is not finite: then nothing moves."""
-        first_K, target_B, rival_BK = candidates(
-            [e.class_index for e in company], [e.text for e in company]
-        )
-        named = [company[place] for place in first_K]
-        if self.spec.tunes("text"):
-            tokens_KL = self.backbone.tokenize([prompt(e) for e in named]).to(self.device)
-            with torch.no_grad():
-                hidden = self.text_trunk(tokens_KL)
-            text_KE = functional.normalize(self.text_top(hidden).embedding_BE, dim=-1)
-        else:
-            text_KE = torch.stack([text_vector(e) for e in named]).to(self.device)
-        hidden = Hidden(torch.stack([e.trunk for e in company]).to(self.device).float())
-        image_BE = functional.normalize(self.image_top(hidden).embedding_BE, dim=-1)
-        loss = sit_loss(
+        text_KE, target_B, rival_BK = self.candidates(company, text_vector, prompt)
+        states = torch.stack([e.trunk for e in company]).to(self.device).float()
+        if self.config.augment:
+            states = varied(states, generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
+            encoding: Encoding = self.image_top(Hidden(states))
+        image_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
+        loss_B = sit_losses(
             image_BE,
             text_KE,
             target_B.to(self.device),
             self.backbone.logit_scale,
             rival_BK.to(self.device),
         )
+        class_B = [e.class_index for e in company]
+        loss = loss_B.mean()
+        if self.losses is not None:
+            self.losses.update(loss_B, class_B)
+            loss = weighted_loss(loss_B.cpu(), class_B, self.losses.weights(), presence_C)
+            loss = loss.to(self.device)
+        if self.config.contrast > 0:
+            feature_BD = functional.normalize(encoding.feature_BD.float(), dim=-1)
+            loss = loss + self.config.contrast * contrastive_loss(feature_BD, class_B)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(
@@ -148,7 +187,27 @@ class Tuner:
         if not bool(norm.isfinite()):
             return None
         self.optimiser.step()
+        self.steps_taken += 1
         return float(loss.detach())
+
+    def candidates(
+        self,
+        company: Sequence[Exemplar],
+        text_vector: Callable[[Exemplar], Tensor],
+        prompt: Callable[[Exemplar], str],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return text_KE of the texts that compete in a step, target_B and rival_BK."""
+        first_K, target_B, rival_BK = candidates(
+            [e.class_index for e in company], [e.text for e in company]
+        )
+        named = [company[place] for place in first_K]
+        if not self.spec.tunes("text"):
+            return torch.stack([text_vector(e) for e in named]).to(self.device), target_B, rival_BK
+        tokens_KL = self.backbone.tokenize([prompt(e) for e in named]).to(self.device)
+        with torch.no_grad():
+            hidden = self.text_trunk(tokens_KL)
+        text_KE = functional.normalize(self.text_top(hidden).embedding_BE, dim=-1)
+        return text_KE, target_B, rival_BK
 
     @property
     def device(self) -> torch.device:
@@ -173,17 +232,38 @@ class Tuner:
         embedding_1E = self.text_top(self.text_trunk(tokens_1L)).embedding_BE.float()
         return functional.normalize(embedding_1E[0], dim=-1).cpu()
 
+    def class_weights(self, classes: int) -> Tensor:
+        """Return the weight of each class's loss, 1 being the mean."""
+        if self.losses is None:
+            return torch.ones(classes, dtype=torch.float64)
+        self.losses.make_room(classes)
+        return classes * self.losses.weights()
+
+    def accept(self) -> None:
+        """Remember this state: what is published now is what a bad stretch goes back to."""
+        self.accepted = self.state()
+
+    def roll_back(self) -> None:
+        """Go back to the state that was accepted last."""
+        self.load_state(self.accepted)
+
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next step depends on: tensors and moments."""
+        """Return all that the next step depends on: tensors, moments and counts."""
         state = {f"adapter.{name}": tensor for name, tensor in self.adapter().items()}
+        state["steps_taken"] = torch.tensor(self.steps_taken)
         for name, parameter in self.parameters.items():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
                 state[f"{moment}.{name}"] = value.detach().cpu().clone()
+        if self.losses is not None:
+            state |= {
+                f"class.{name}": tensor.clone() for name, tensor in self.losses.tensors().items()
+            }
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned; moments that it lacks are gone."""
         self.optimiser.state.clear()
+        self.steps_taken = int(state["steps_taken"])
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"adapter.{name}"])
             moments = {
@@ -195,3 +275,6 @@ class Tuner:
             }
             if moments:
                 self.optimiser.state[parameter] = moments
+        if self.losses is not None and "class.loss_C" in state:
+            losses = {"loss_C": state["class.loss_C"]}
+            self.losses = ClassLosses.of(losses, self.losses.config)

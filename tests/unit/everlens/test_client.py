@@ -20,6 +20,7 @@ from everlens.client import ApiError, Client, Image, KnownClass, Prediction, Rec
 PICTURE = b"the bytes of a picture"
 ANSWER = {
     "predictions": [{"label": "cat", "score": 0.9, "samples": 3}],
+    "known": 0.8,
     "version": 4,
     "learned_through": 17,
     "model": "starter",
@@ -72,6 +73,14 @@ def test_classify_sends_what_was_asked_and_nothing_else() -> None:
     }
     assert answer.best == Prediction("cat", 0.9, 3)
     assert (answer.version, answer.learned_through) == (4, 17)
+    assert answer.known == 0.8
+
+
+def test_an_answer_before_the_first_class_knows_nothing_of_it() -> None:
+    """`known` is None where the service says null, and is not taken for zero."""
+    door = Door(httpx.Response(200, json=ANSWER | {"known": None}))
+
+    assert to(door).classify(PICTURE).known is None
 
 
 def test_answer_of_a_newer_service_is_read() -> None:

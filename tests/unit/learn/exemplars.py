@@ -11,9 +11,10 @@ from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
 from everlens.pixels import encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
+from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.randomness import generator_for
 from worker.learn.replay import Exemplar, ReplayBuffer
-from worker.learn.tuning import Tuner, TuningConfig
+from worker.learn.tuning import WARM_UP_STEPS, Tuner, TuningConfig
 
 SPEC = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
 
@@ -40,7 +41,7 @@ def buffer_of(kept: Sequence[Exemplar]) -> ReplayBuffer:
 
 
 class Lesson:
-    """A tuner with the class texts of the photographs."""
+    """A tuner with the class texts of the photographs, in float32 and past its first steps."""
 
     def __init__(
         self,
@@ -51,9 +52,27 @@ class Lesson:
         steps: int = 3,
         replay_samples: int = 0,
         new_per_class: int = 100,
+        contrast: float = 0.0,
+        augment: bool = False,
+        half_precision: bool = False,
+        warm_up: bool = False,
+        class_weights: ClassWeightConfig | None = None,
     ) -> None:
-        config = TuningConfig(seed, 1e-2, 1e-2, steps, replay_samples, new_per_class)
+        config = TuningConfig(
+            seed=seed,
+            learning_rate=1e-2,
+            weight_decay=1e-2,
+            steps=steps,
+            replay_samples=replay_samples,
+            new_per_class=new_per_class,
+            contrast=contrast,
+            augment=augment,
+            class_weights=class_weights,
+        )
         self.tuner = Tuner(backbone, spec, config)
+        self.tuner.half_precision = half_precision
+        self.tuner.steps_taken = 0 if warm_up else WARM_UP_STEPS
+        self.tuner.accept()
         self.vectors = [backbone.name_embedding(name).clone() for name in PHOTOGRAPHS]
 
     def teach(
@@ -66,9 +85,14 @@ class Lesson:
             lambda e: self.vectors[e.class_index],
             lambda e: e.text or f"a photo of a {PHOTOGRAPHS[e.class_index]}.",
             number,
+            len(PHOTOGRAPHS),
         )
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Return whether two states have the same tensors to the bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    """Return whether two states have the same tensors to the bit; NaN is the same as NaN."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k].isnan(), other[k].isnan())
+        and torch.equal(one[k].nan_to_num(), other[k].nan_to_num())
+        for k in one
+    )

@@ -9,20 +9,37 @@ import pytest
 import torch
 
 from everlens.model.backbone import Backbone
-from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
 from everlens.pixels import encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
 from tests.unit.learn.exemplars import SPEC, same_bits
+from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
-from worker.learn.tuning import TuningConfig
+from worker.learn.tuning import WARM_UP_STEPS_A_BATCH, TuningConfig
 
 
 def learner(
-    backbone: Backbone, *, replay_bytes: int = 1 << 20, seed: int = 0, tune: str = "image"
+    backbone: Backbone,
+    *,
+    replay_bytes: int = 1 << 20,
+    seed: int = 0,
+    tune: str = "image",
+    class_weights: ClassWeightConfig | None = None,
 ) -> Learner:
-    tuning = TuningConfig(seed, 1e-2, 1e-2, steps=2, replay_samples=3, new_per_class=8)
-    return Learner(backbone, LearnerConfig(replace(SPEC, tune=tune), tuning, replay_bytes))
+    tuning = TuningConfig(
+        seed=seed,
+        learning_rate=1e-2,
+        weight_decay=1e-2,
+        steps=2,
+        replay_samples=3,
+        new_per_class=8,
+        contrast=1.0,
+        augment=True,
+        class_weights=class_weights,
+    )
+    config = LearnerConfig(replace(SPEC, tune=tune), tuning, replay_bytes, backbone.fusion())
+    return Learner(backbone, config)
 
 
 def labelled(classes: list[int], size: int = 32) -> list[LabelledPixels]:
@@ -113,7 +130,7 @@ def test_a_batch_is_tuned_once(tiny_clip: Backbone, base: Snapshot) -> None:
     """Asking twice takes the steps once."""
     one = learner(tiny_clip)
     one.observe(labelled(STREAM), base)
-    assert len(one.tune()) == 2
+    assert len(one.tune()) == WARM_UP_STEPS_A_BATCH
     assert one.tune() == []
 
 
@@ -186,3 +203,60 @@ def test_adapter_texts_are_those_of_a_tuned_tower(tiny_clip: Backbone, base: Sna
     expected_CE = torch.stack([tuned.tuner.text_vector(prompt) for prompt in prompts])
     assert found_CE is not None
     assert torch.equal(found_CE, expected_CE)
+
+
+def test_one_in_ten_is_held_out_and_never_trained_on(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Of the samples past the first two of their class; evidence learns them all the same."""
+    classes = [0, 1, 2, 3] * 12
+    one, samples = learner(tiny_clip), labelled(classes)
+    seen: dict[int, int] = {}
+    eligible: list[int] = []
+    for start in range(0, len(samples), 5):
+        batch = samples[start : start + 5]
+        one.observe(batch, base)
+        for k, sample in enumerate(batch, start=start):
+            if seen.get(classes[k], 0) >= 2:
+                eligible.append(sample.seq)
+            seen[classes[k]] = seen.get(classes[k], 0) + 1
+        held = set(eligible[9::10])
+        assert {e.seq for e in one.replay if e.held_out} == held
+        assert [e.seq for e in one.pending] == [s.seq for s in batch if s.seq not in held]
+    assert one.eligible == len(eligible) == 40
+    assert [e.seq for e in one.replay.held_out(100)] == eligible[9::10]
+    assert len(eligible[9::10]) == 4
+    assert one.samples == len(samples)
+
+
+def test_the_first_two_of_a_class_are_never_held_out(tiny_clip: Backbone, base: Snapshot) -> None:
+    """Not within one batch either, where the sums do not know them yet."""
+    one = learner(tiny_clip)
+    one.eligible = 9  # the next one that could be is
+    one.observe(labelled([0, 0, 1, 1]), base)
+    assert [e.held_out for e in one.replay] == [False] * 4
+    one.eligible = 8
+    one.observe(labelled([1, 2, 2, 2, 2]), base)
+    held = [(e.class_index, e.seq) for e in one.replay if e.held_out]
+    assert held == [(2, 4)]  # one of class 1 was eligible, then the third of class 2
+
+
+def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -> None:
+    """A row a class and a column a figure: recall and weight, and NaN where nothing is known."""
+    weighting = ClassWeightConfig(temperature=1.0)
+    one = learner(tiny_clip, class_weights=weighting)
+    one.observe(labelled(STREAM), base)
+    record_CR = one.class_record(slice(0, 4))
+    assert record_CR.shape == (4, len(RECORD))
+    weight_C = record_CR[:, RECORD.index("weight")]
+    assert torch.equal(weight_C, torch.ones(4, dtype=torch.float64))
+    assert bool(record_CR[:, :2].isnan().all())
+    assert bool(record_CR[:, 3:].isnan().all())
+    one.tune()
+    one.records.record(2, right=True, experts=[False, True, True])
+    record_CR = one.class_record(slice(1, 4))
+    assert record_CR[1, RECORD.index("recall")] == 1
+    assert record_CR[1, 3:].tolist() == [0, 1, 1]
+    assert bool(record_CR[0, 3:].isnan().all())
+    whole_C = one.class_weights()
+    assert torch.equal(record_CR[:, RECORD.index("weight")], whole_C[1:])
+    assert float(whole_C.mean()) == pytest.approx(1, abs=1e-12)
+    assert float(whole_C.max()) > 1.01

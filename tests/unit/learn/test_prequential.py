@@ -1,4 +1,4 @@
-"""Prequential accuracy, against the sum it stands for."""
+"""Prequential accuracy and records of classes, against the sums they stand for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.learn.prequential import Prequential
+from worker.learn.prequential import BEST_AFTER, EXPERTS, ClassRecords, Prequential
 
 
 def test_nothing_is_claimed_before_the_first_sample() -> None:
@@ -26,3 +26,81 @@ def test_accuracy_equals_the_weighted_mean(answers: list[bool]) -> None:
     recent = sum(w for w, right in zip(weights, answers, strict=True) if right) / sum(weights)
     # Two hundred float64 additions in another order.
     assert prequential.recent_accuracy == pytest.approx(recent, abs=1e-12)
+
+
+def test_no_class_has_a_record_before_its_first_sample() -> None:
+    """Recall is not a number then, and not zero; the means over classes are unknown."""
+    records = ClassRecords()
+    assert (records.forgetting, records.expert_recall) == (None, dict.fromkeys(EXPERTS))
+    records.make_room(2)
+    assert (records.forgetting, records.expert_recall) == (None, dict.fromkeys(EXPERTS))
+    records.record(3, right=True, experts=[True, False, True])
+    assert records.recall_C.isnan().tolist() == [True, True, True, False]
+    assert records.expert_CX.isnan().tolist() == [[True] * 3] * 3 + [[False] * 3]
+    assert records.forgetting_C.isnan().all()
+    assert records.expert_recall == {"zero_shot": 1.0, "evidence": 0.0, "adapter": 1.0}
+
+
+answers = st.lists(
+    st.tuples(st.integers(0, 3), st.booleans(), st.lists(st.booleans(), min_size=3, max_size=3)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(scored=answers)
+def test_class_records_equal_a_loop(scored: list[tuple[int, bool, list[bool]]]) -> None:
+    """Each class apart: the answer n samples of it ago weighs 0.9 to the n, the best is kept."""
+    records = ClassRecords()
+    of_class: dict[int, list[tuple[bool, list[bool]]]] = {}
+    best: dict[int, float] = {}
+
+    def recall(history: list[bool]) -> float:
+        weights = [0.9**age for age in range(len(history))][::-1]
+        return sum(w for w, right in zip(weights, history, strict=True) if right) / sum(weights)
+
+    for c, right, experts in scored:
+        records.record(c, right=right, experts=experts)
+        of_class.setdefault(c, []).append((right, experts))
+        if len(of_class[c]) >= BEST_AFTER:
+            best[c] = max(best.get(c, 0.0), recall([r for r, _ in of_class[c]]))
+    for c in range(len(records.record_CK)):
+        if c not in of_class:
+            assert records.recall_C[c].isnan()
+            continue
+        present = recall([right for right, _ in of_class[c]])
+        assert float(records.recall_C[c]) == pytest.approx(present, abs=1e-12)
+        for x in range(len(EXPERTS)):
+            alone = recall([experts[x] for _, experts in of_class[c]])
+            assert float(records.expert_CX[c, x]) == pytest.approx(alone, abs=1e-12)
+        if c in best:
+            assert float(records.forgetting_C[c]) == pytest.approx(best[c] - present, abs=1e-12)
+        else:
+            assert records.forgetting_C[c].isnan()
+    if best:
+        forgotten = [float(records.forgetting_C[c]) for c in best]
+        assert records.forgetting == pytest.approx(sum(forgotten) / len(best), abs=1e-4)
+    else:
+        assert records.forgetting is None
+
+
+def test_a_lucky_first_answer_is_not_forgotten() -> None:
+    """A best counts from the fifth sample on: before that a wrong answer forgets nothing."""
+    records = ClassRecords()
+    forgotten = []
+    for right in (True, False, False, False, False, False):
+        records.record(0, right=right, experts=[right] * 3)
+        forgotten.append(records.forgetting)
+    # The fifth sample's recall is the best so far.
+    assert forgotten[:5] == [None, None, None, None, 0.0]
+    assert forgotten[5] == pytest.approx(1.0 * 0.9**4 / 4.0951 - 0.9**5 / 4.68559, abs=1e-4)
+
+
+def test_what_was_known_and_is_no_longer_counts_as_forgotten() -> None:
+    """After ten right answers and many wrong ones the class has lost all it had."""
+    records = ClassRecords()
+    for right in [True] * 10 + [False] * 60:
+        records.record(0, right=right, experts=[right, True, False])
+    assert records.forgetting == pytest.approx(1.0, abs=0.01)
+    assert records.expert_recall["evidence"] == 1.0
+    assert records.expert_recall["adapter"] == 0.0

@@ -17,8 +17,9 @@ from worker.learn.replay import Exemplar, ReplayBuffer
 ROW = Exemplar(0, 0, None, b"picture", torch.zeros(8, dtype=torch.float16)).bytes
 
 
-def exemplar(seq: int, class_index: int, image_bytes: int = 7) -> Exemplar:
-    return Exemplar(seq, class_index, None, b"p" * image_bytes, torch.zeros(8, dtype=torch.float16))
+def exemplar(seq: int, class_index: int, image_bytes: int = 7, *, held: bool = False) -> Exemplar:
+    trunk = torch.zeros(8, dtype=torch.float16)
+    return Exemplar(seq, class_index, None, b"p" * image_bytes, trunk, held)
 
 
 def filled(slots: int, classes: list[int], seed: int = 0) -> ReplayBuffer:
@@ -242,3 +243,71 @@ def test_randomness_is_a_function_of_its_place() -> None:
     again = [torch.rand(4, generator=generator_for(*place)).tolist() for place in places]
     assert numbers == again
     assert len({tuple(row) for row in numbers}) == len(places)
+
+
+marked = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=60)
+
+
+@given(stream=marked, slots=st.integers(1, 20), seed=st.integers(0, 99))
+def test_held_out_exemplars_are_never_trained_on(
+    stream: list[tuple[int, bool]], slots: int, seed: int
+) -> None:
+    """They take their place and can be evicted, but no draw and no class lists them."""
+    buffer, generator = ReplayBuffer(slots * ROW), generator_for(seed)
+    for seq, (c, held) in enumerate(stream):
+        buffer.add([exemplar(seq, c, held=held)], generator)
+        kept = list(buffer)
+        trainable = [e for e in kept if not e.held_out]
+        assert buffer.classes == sorted({e.class_index for e in trainable})
+        assert [e for k in range(5) for e in buffer.of_class(k)] == trainable
+        drawn = buffer.draw(7, generator)
+        assert all(not e.held_out for e in drawn)
+        assert len(drawn) == (7 if trainable else 0)
+        assert buffer.held_out(100) == sorted((e for e in kept if e.held_out), key=lambda e: e.seq)
+
+
+@given(stream=marked, slots=st.integers(1, 20), count=st.integers(1, 9))
+def test_the_newest_held_out_exemplars_are_asked(
+    stream: list[tuple[int, bool]], slots: int, count: int
+) -> None:
+    """So many at most, the newest, in the order of the log whatever their classes are."""
+    buffer = ReplayBuffer(slots * ROW)
+    offered = [exemplar(seq, c, held=held) for seq, (c, held) in enumerate(stream)]
+    buffer.add(offered, generator_for(0))
+    newest = sorted(e.seq for e in buffer if e.held_out)[-count:]
+    assert [e.seq for e in buffer.held_out(count)] == newest
+
+
+@given(stream=marked, slots=st.integers(1, 12), data=st.data())
+def test_a_restored_buffer_knows_what_is_held_out(
+    stream: list[tuple[int, bool]], slots: int, data: st.DataObject
+) -> None:
+    """Restored in the middle, it draws, lists and evicts as the one that went on."""
+    border = data.draw(st.integers(0, len(stream)))
+    buffer, copy = ReplayBuffer(slots * ROW), ReplayBuffer(slots * ROW)
+    offered = [exemplar(seq, c, held=held) for seq, (c, held) in enumerate(stream)]
+    for e in offered[:border]:
+        buffer.add([e], generator_for(0, e.seq))
+    copy.restore(sorted(buffer, key=lambda e: e.seq), buffer.bookkeeping())
+    for e in offered[border:]:
+        changes = [b.add([e], generator_for(0, e.seq)) for b in (buffer, copy)]
+        assert changes[0].evicted == changes[1].evicted
+    assert buffer.bookkeeping() == copy.bookkeeping()
+    assert buffer.classes == copy.classes
+    assert buffer.held_out(50) == copy.held_out(50)
+    draws = [b.draw(6, generator_for(1)) for b in (buffer, copy)]
+    assert draws[0] == draws[1]
+
+
+def test_a_class_of_held_out_exemplars_alone_has_no_turn() -> None:
+    """Its trainable exemplars were evicted: the round robin passes it over, and finds it again."""
+    buffer = ReplayBuffer(4 * ROW)
+    change = buffer.add(
+        [exemplar(0, 0, held=True), exemplar(1, 1), exemplar(2, 2)], generator_for(0)
+    )
+    assert [e.seq for e in change.added] == [0, 1, 2]
+    assert buffer.classes == [1, 2]
+    assert [e.class_index for e in buffer.draw(4, generator_for(1))] == [1, 2, 1, 2]
+    buffer.add([exemplar(3, 0)], generator_for(2))
+    assert buffer.classes == [0, 1, 2]
+    assert [e.class_index for e in buffer.draw(3, generator_for(3))] == [0, 1, 2]

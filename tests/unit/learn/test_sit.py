@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.reference import sit as reference
-from worker.learn.sit import candidates, sit_loss
+from worker.learn.sit import candidates, sit_losses
 
 SCALE = 20.0
 # Both sides compute in float64; a few dozen sums of numbers below 100 round by less than this.
 ROUNDING = 1e-11
+
+
+def sit_loss(*arguments: Any) -> Tensor:
+    return sit_losses(*arguments).mean()
 
 
 def units(rows: int, width: int, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from everlens.model.backbone import Backbone
 from everlens.model.tower import Hidden
 from tests.reference import sit as reference
 from tests.unit.learn.exemplars import SPEC, Lesson, buffer_of, exemplars, same_bits
+from worker.learn.class_weights import ClassWeightConfig
+from worker.learn.contrast import contrastive_loss
 from worker.learn.randomness import generator_for
+from worker.learn.tuning import WARM_UP_STEPS_A_BATCH
 
 TWO = [0, 1, 0, 1, 0, 1]
 BOTH = dataclasses.replace(SPEC, tune="both")
@@ -244,3 +248,168 @@ def test_captions_are_learnt_as_texts_of_their_own(tiny_clip: Backbone) -> None:
     ]
     (found,) = lesson.teach(batch)
     assert found == pytest.approx(sum(losses) / 3, abs=1e-4)
+
+
+ALIKE = ClassWeightConfig(temperature=math.inf)
+SHARP = ClassWeightConfig(temperature=0.5)
+
+
+def test_infinite_temperature_is_the_class_balanced_loss(tiny_clip: Backbone) -> None:
+    """All classes weigh the same: the loss is the mean over classes of the mean over pictures."""
+    classes = [0, 1, 2, 0, 0, 3]
+    lesson, kept = Lesson(tiny_clip, steps=1, class_weights=ALIKE), exemplars(tiny_clip, classes)
+    image_BE = embed(lesson, kept).double().numpy()
+    text_KE = torch.stack(lesson.vectors).double().numpy()
+    own = {
+        c: [
+            reference.loss(image_BE[[k]], text_KE, [c], tiny_clip.logit_scale)
+            for k, of in enumerate(classes)
+            if of == c
+        ]
+        for c in range(4)
+    }
+    expected = sum(sum(losses) / len(losses) for losses in own.values()) / 4
+    (found,) = lesson.teach(kept)
+    # Float32 logits of size 14 against float64.
+    assert found == pytest.approx(expected, abs=1e-4)
+    plain = Lesson(tiny_clip, steps=1).teach(kept)
+    assert found != pytest.approx(plain[0], abs=1e-3)
+
+
+def test_replayed_classes_stand_for_those_that_were_not_drawn(tiny_clip: Backbone) -> None:
+    """One replayed class of three known ones counts as often as it comes: three to one."""
+    batch, kept = exemplars(tiny_clip, [0]), exemplars(tiny_clip, [1, 1])
+    lesson = Lesson(tiny_clip, steps=1, replay_samples=1, class_weights=ALIKE)
+    buffer = buffer_of([kept[0]])
+    image_BE = embed(lesson, [batch[0], kept[0]]).double().numpy()
+    text_KE = torch.stack(lesson.vectors[:2]).double().numpy()
+    losses = [reference.loss(image_BE[[k]], text_KE, [k], tiny_clip.logit_scale) for k in range(2)]
+    (found,) = lesson.teach(batch, buffer)
+    # Four photographs are known, so a quarter each; the replayed one is there once in four draws.
+    assert found == pytest.approx(losses[0] / 4 + losses[1] / 4 * 4, abs=1e-4)
+
+
+def test_class_weights_have_the_mean_one(tiny_clip: Backbone) -> None:
+    """Before any loss all are one; then the harder classes are above it and the mean is one."""
+    assert Lesson(tiny_clip).tuner.class_weights(3).tolist() == [1.0, 1.0, 1.0]
+    lesson = Lesson(tiny_clip, steps=1, class_weights=SHARP)
+    assert lesson.tuner.class_weights(4).tolist() == [1.0] * 4
+    lesson.teach(exemplars(tiny_clip, [0, 1, 2, 3, 0, 1]))
+    weight_C = lesson.tuner.class_weights(4)
+    assert float(weight_C.mean()) == pytest.approx(1, abs=1e-12)
+    assert lesson.tuner.losses is not None
+    loss_C = lesson.tuner.losses.loss_C
+    assert weight_C.argsort().tolist() == loss_C.argsort().tolist()
+    assert float(weight_C.max()) > 1.05
+    # A class that nobody has measured weighs the mean.
+    assert lesson.tuner.class_weights(5)[4] == pytest.approx(1, abs=1e-12)
+
+
+def test_a_restored_tuner_knows_the_losses_of_its_classes(tiny_clip: Backbone) -> None:
+    """Saved and restored, weights and the next steps are the same bits; the copy is its own."""
+    kept = exemplars(tiny_clip, [*TWO, 2, 3, 3])
+    lessons = [
+        Lesson(tiny_clip, replay_samples=3, contrast=1.0, augment=True, class_weights=SHARP)
+        for _ in range(2)
+    ]
+    buffers = [buffer_of(kept), buffer_of(kept)]
+    lessons[0].teach(kept[:4], buffers[0])
+    saved = lessons[0].tuner.state()
+    assert "class.loss_C" in saved
+    copy = {name: tensor.clone() for name, tensor in saved.items()}
+    lessons[1].tuner.load_state(saved)
+    buffers[1].next_class = buffers[0].next_class
+    weight_C = lessons[0].tuner.class_weights(4)
+    assert torch.equal(lessons[1].tuner.class_weights(4), weight_C)
+    for lesson, buffer in zip(lessons, buffers, strict=True):
+        lesson.teach(kept[4:], buffer, number=2)
+    states = [lesson.tuner.state() for lesson in lessons]
+    assert same_bits(states[0], states[1])
+    assert not torch.equal(lessons[0].tuner.class_weights(4), weight_C)
+    assert same_bits(saved, copy)
+
+
+def test_rolling_back_leads_to_what_was_accepted_last(tiny_clip: Backbone) -> None:
+    """Tensors, moments and class losses are the accepted bits; at first those of a new tuner."""
+    lesson, batch = Lesson(tiny_clip, class_weights=SHARP), exemplars(tiny_clip, TWO)
+    fresh = lesson.tuner.state()
+    lesson.teach(batch)
+    assert not same_bits(lesson.tuner.state(), fresh)
+    lesson.tuner.roll_back()
+    assert same_bits(lesson.tuner.state(), fresh)
+    lesson.teach(batch)
+    lesson.tuner.accept()
+    good = lesson.tuner.state()
+    lesson.teach(batch, number=2)
+    assert not same_bits(lesson.tuner.state(), good)
+    lesson.tuner.roll_back()
+    assert same_bits(lesson.tuner.state(), good)
+    # Twice in a row: steps after a return do not reach into what was accepted.
+    lesson.teach(batch, number=3)
+    lesson.tuner.roll_back()
+    assert same_bits(lesson.tuner.state(), good)
+    other = Lesson(tiny_clip, class_weights=SHARP)
+    other.teach(batch)
+    other.teach(batch, number=2)
+    lesson.teach(batch, number=2)
+    assert same_bits(lesson.tuner.state(), other.tuner.state())
+
+
+def test_the_first_batches_take_more_steps(tiny_clip: Backbone) -> None:
+    """Eight a batch until 64 were taken, then as the settings say; what was skipped is not one."""
+    lesson, batch = Lesson(tiny_clip, steps=2, warm_up=True), exemplars(tiny_clip, TWO)
+    assert lesson.teach(batch[::2]) == []  # one class, no company
+    assert lesson.tuner.steps_taken == 0
+    taken = [len(lesson.teach(batch, number=k)) for k in range(10)]
+    assert taken == [WARM_UP_STEPS_A_BATCH] * 8 + [2, 2]
+    patient = Lesson(tiny_clip, steps=WARM_UP_STEPS_A_BATCH + 1, warm_up=True)
+    assert len(patient.teach(batch)) == WARM_UP_STEPS_A_BATCH + 1
+    assert not Lesson(tiny_clip, steps=0, warm_up=True).tuner.active
+
+
+def test_a_restored_tuner_knows_how_many_steps_it_took(tiny_clip: Backbone) -> None:
+    """In the middle of the warm-up, the restored one takes as many and ends in the same bits."""
+    batch = exemplars(tiny_clip, TWO)
+    lessons = [Lesson(tiny_clip, steps=1, warm_up=True) for _ in range(2)]
+    for number in range(5):
+        lessons[0].teach(batch, number=number)
+    lessons[1].tuner.load_state(lessons[0].tuner.state())
+    for number in range(5, 10):
+        losses = [lesson.teach(batch, number=number) for lesson in lessons]
+        assert losses[0] == losses[1]
+    assert same_bits(lessons[0].tuner.state(), lessons[1].tuner.state())
+
+
+def test_half_precision_teaches_nearly_the_same(tiny_clip: Backbone) -> None:
+    """Bfloat16 passes give losses close to those of float32; what is trained stays float32."""
+    batch = exemplars(tiny_clip, TWO)
+    lessons = [
+        Lesson(tiny_clip, steps=12, contrast=1.0, half_precision=half) for half in (False, True)
+    ]
+    losses = [lesson.teach(batch) for lesson in lessons]
+    # Eight bits of a number: logits of size 14 are off by a few hundredths.
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=0.1)
+    assert losses[1] != losses[0]
+    assert losses[1][-1] < 0.5 * losses[1][0]
+    assert all(tensor.dtype == torch.float32 for tensor in lessons[1].tuner.adapter().values())
+    again = Lesson(tiny_clip, steps=12, contrast=1.0, half_precision=True)
+    assert again.teach(batch) == losses[1]
+
+
+def test_the_contrastive_loss_is_added_at_its_weight(tiny_clip: Backbone) -> None:
+    """The first loss is SIT's and so many times that of the features as they are."""
+    batch = exemplars(tiny_clip, TWO)
+    plain, heavy = (Lesson(tiny_clip, steps=1, contrast=weight) for weight in (0.0, 2.5))
+    with torch.no_grad():
+        states = torch.stack([e.trunk for e in batch]).float()
+        feature_BD = plain.tuner.image_top(Hidden(states)).feature_BD
+    beside = contrastive_loss(functional.normalize(feature_BD, dim=-1), TWO)
+    (sit,), (both,) = plain.teach(batch), heavy.teach(batch)
+    assert both == pytest.approx(sit + 2.5 * float(beside), abs=1e-4)
+
+
+def test_variety_changes_what_is_learnt_and_repeats(tiny_clip: Backbone) -> None:
+    """With augmentation the same seed gives the same losses, and others than without."""
+    batch = exemplars(tiny_clip, TWO)
+    losses = [Lesson(tiny_clip, augment=augment).teach(batch) for augment in (True, True, False)]
+    assert losses[0] == losses[1] != losses[2]

@@ -18,16 +18,31 @@ from everlens.errors import PartError
 from everlens.model import parts as published
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.fusion import Fusion, fuse
-from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores, text_logits
-from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.model.fusion import Fused, Fusion, Scores, fuse
+from everlens.model.heads import (
+    EvidenceHead,
+    class_vectors,
+    evidence_feature,
+    evidence_scores,
+    text_logits,
+)
+from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
+from everlens.model.tower import pooled
 from everlens.pixels import Pixels
 from tests.pictures import PHOTOGRAPHS, crops
 from worker.learn.evidence import EvidenceSums, Head, head_of
 
 SPEC = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
-FUSION = Fusion(kappa=3.0, scale=20.0, threshold=0.3, adapter=0.6)
+FUSION = Fusion(3.0, 0.3, 1.25, 20.0, 0.6, 0.3, 25.0, 11.0, 0.25)
 SHOWN = [3, 1, 2]  # labels of astronaut, cat, coffee; the rocket was never named
+# Of astronaut, cat, coffee: the second has been scored too rarely for a best, the third never.
+RECORDS_CR = torch.tensor(
+    [
+        [0.8125, 0.25, 1.5, 0.5, 0.75, 1.0],
+        [0.0, math.nan, 1.0, 0.0, 0.0, 1.0],
+        [math.nan, math.nan, 0.5, math.nan, math.nan, math.nan],
+    ]
+)
 
 
 class Version(NamedTuple):
@@ -53,11 +68,13 @@ class Version(NamedTuple):
                 self.tuned.mean_CD[:2], self.tuned.count_C[:2], self.tuned_text_CE
             ),
             "fusion": published.encode_fusion(FUSION),
+            "record/0": published.encode_record(RECORDS_CR),
         }
 
     def manifest(self, contents: dict[str, bytes], classes: int = 3) -> Manifest:
         digests = {name: digest_of(content) for name, content in contents.items()}
-        return Manifest(5, "", self.backbone.fingerprint, 42, sum(SHOWN), classes, digests)
+        fingerprint, cut = self.backbone.fingerprint, SPEC.top_blocks
+        return Manifest(5, "", fingerprint, 42, sum(SHOWN), classes, cut, digests)
 
     def build(
         self, contents: dict[str, bytes], previous: Snapshot | None = None, classes: int = 3
@@ -82,9 +99,11 @@ def version(small_model: Callable[[str], Backbone]) -> Version:
         for end in (top, bent):
             sums = EvidenceSums(64)
             for c, (name, count) in enumerate(zip(PHOTOGRAPHS, SHOWN, strict=False)):
-                sums.add(
-                    end(trunk(backbone.images(crops(name, count, 32)))).feature_BD, [c] * count
+                hidden = trunk(backbone.images(crops(name, count, 32)))
+                feature_BD = evidence_feature(
+                    end(hidden).feature_BD, pooled(hidden), backbone.recipe
                 )
+                sums.add(feature_BD, [c] * count)
             heads.append(head_of(sums))
     names = list(PHOTOGRAPHS[:3])
     text_CE = torch.stack([backbone.name_embedding(name) for name in names])
@@ -96,7 +115,7 @@ def query() -> list[Pixels]:
     return [part for name in PHOTOGRAPHS for part in crops(name, 5, 32)[3:]]
 
 
-def expected_answer(version: Version, names: list[str]) -> Tensor:
+def expected_answer(version: Version, names: list[str]) -> Fused:
     """Return the answer from the tensors as they were before they were encoded."""
     backbone = version.backbone
     trunk, top = backbone.image_tower.cut(SPEC.top_blocks)
@@ -105,14 +124,15 @@ def expected_answer(version: Version, names: list[str]) -> Tensor:
     frozen, tuned = top(hidden), merged(top, tensors, SPEC)(hidden)
     index = [version.names.index(n) if n in version.names else -1 for n in names]
 
-    def scores(head: Head, classes: int, feature_BD: Tensor) -> Tensor:
+    def scores(head: Head, classes: int, feature_BF: Tensor) -> Tensor:
         vectors = class_vectors(head.factor_DD, head.mean_CD[:classes])
+        feature_BD = evidence_feature(feature_BF, pooled(hidden), backbone.recipe)
         return evidence_scores(EvidenceHead(head.factor_DD, vectors), feature_BD, index)
 
     tuned_text_KE = torch.stack(
         [version.tuned_text_CE[c] if 0 <= c < 2 else torch.full((32,), math.nan) for c in index]
     )
-    return fuse(
+    said = Scores(
         text_logits(
             functional.normalize(frozen.embedding_BE, dim=-1),
             torch.stack([backbone.name_embedding(name) for name in names]),
@@ -124,14 +144,14 @@ def expected_answer(version: Version, names: list[str]) -> Tensor:
             functional.normalize(tuned.embedding_BE, dim=-1), tuned_text_KE, backbone.logit_scale
         ),
         torch.tensor([SHOWN[c] if c >= 0 else 0 for c in index]),
-        FUSION,
     )
+    return fuse(said, FUSION)
 
 
-def answer(snapshot: Snapshot, pictures: list[Pixels], names: list[str] | None) -> Tensor:
+def answer(snapshot: Snapshot, pictures: list[Pixels], names: list[str] | None) -> Fused:
     listed = names if names is not None else snapshot.classes.names
     text_KE = torch.stack([snapshot.backbone.name_embedding(name) for name in listed])
-    return snapshot.probabilities(snapshot.see(pictures), names, text_KE)
+    return snapshot.answer(snapshot.see(pictures), names, text_KE)
 
 
 @pytest.mark.parametrize("names", [["rocket", "cat", "walrus", "coffee"], ["cat"], ["walrus"]])
@@ -141,17 +161,18 @@ def test_a_built_snapshot_answers_as_before_it_was_encoded(
 ) -> None:
     """Learnt and unseen names get the probabilities that the tensors themselves give."""
     snapshot = version.build(version.contents())
-    found_BK = answer(snapshot, query(), names)
+    found, expected = answer(snapshot, query(), names), expected_answer(version, names)
     # Encoding loses no bit; a table padded by a zero row may be added up in another order.
-    torch.testing.assert_close(found_BK, expected_answer(version, names), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.probability_BK, expected.probability_BK, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.known_B, expected.known_B, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
 def test_without_names_all_learnt_classes_are_ranked(version: Version) -> None:
     """None asks for the learnt classes in the order of their index."""
     snapshot = version.build(version.contents())
-    found_BK = answer(snapshot, query(), None)
-    expected_BK = expected_answer(version, version.names)
+    found_BK = answer(snapshot, query(), None).probability_BK
+    expected_BK = expected_answer(version, version.names).probability_BK
     # All columns in one product instead of picked ones may add in another order.
     torch.testing.assert_close(found_BK, expected_BK, atol=1e-6, rtol=0)
     ranked = snapshot.rank(version.names, found_BK[0], top=2)
@@ -184,9 +205,10 @@ def test_a_frozen_text_tower_publishes_no_texts(version: Version) -> None:
     snapshot = version.build(contents)
     assert snapshot.adapter_text_CE is None
     text_KE = snapshot.classes.text_CE
-    whole = snapshot.probabilities(snapshot.see(query()), None, text_KE)
+    whole = snapshot.answer(snapshot.see(query()), None, text_KE)
     bent = dataclasses.replace(snapshot, adapter_text_CE=text_KE.flip(0))
-    assert not torch.equal(bent.probabilities(bent.see(query()), None, text_KE), whole)
+    found = bent.answer(bent.see(query()), None, text_KE)
+    assert not torch.equal(found.probability_BK, whole.probability_BK)
 
 
 def test_equal_content_is_equal_bytes(version: Version) -> None:
@@ -236,15 +258,54 @@ def test_evidence_alone_keeps_the_tuned_top(version: Version) -> None:
 
 
 def test_before_the_first_adapter_there_is_no_tuned_top(version: Version) -> None:
-    """Evidence alone is a version; it keeps the cut of the snapshot before it."""
+    """Evidence alone is a version; it is cut where its manifest says, whatever was before."""
     contents = {k: v for k, v in version.contents().items() if not k.startswith("adapter")}
     base = base_snapshot(version.backbone, top_blocks=1)
     snapshot = version.build(contents, previous=base)
     assert snapshot.tuned_top is None
     assert snapshot.adapter is None
-    assert len(snapshot.frozen_top.blocks) == 1
-    assert version.build(contents).frozen_top.blocks is not None
-    assert len(version.build(contents).frozen_top.blocks) == version.backbone.top_blocks
+    assert len(snapshot.frozen_top.blocks) == SPEC.top_blocks != version.backbone.top_blocks
+    blobs = {digest_of(content): content for content in contents.values()}
+    deeper = dataclasses.replace(version.manifest(contents), top_blocks=0)
+    found = published.build_snapshot(version.backbone, deeper, blobs, previous=snapshot)
+    assert len(found.frozen_top.blocks) == 0
+
+
+@pytest.mark.parametrize("top_blocks", [4, 1000])
+def test_a_cut_that_the_tower_does_not_have_is_refused(version: Version, top_blocks: int) -> None:
+    """More blocks in the top than there are in the tower is an error with a sentence."""
+    contents = {k: v for k, v in version.contents().items() if not k.startswith("adapter")}
+    blobs = {digest_of(content): content for content in contents.values()}
+    assert len(version.backbone.image_tower.blocks) == 3
+    far = dataclasses.replace(version.manifest(contents), top_blocks=top_blocks)
+    with pytest.raises(PartError, match="cannot be cut"):
+        published.build_snapshot(version.backbone, far, blobs)
+
+
+def test_records_come_back_with_what_is_not_known(version: Version) -> None:
+    """Each number as it was and NaN where there is none; for people, by name, as null."""
+    snapshot = version.build(version.contents())
+    torch.testing.assert_close(snapshot.record_CR, RECORDS_CR, rtol=0, atol=0, equal_nan=True)
+    said = dict(zip(RECORD, (0.8125, 0.25, 1.5, 0.5, 0.75, 1.0), strict=True))
+    assert snapshot.record(0) == said
+    assert snapshot.record(1)["recall"] == 0.0
+    assert snapshot.record(1)["forgetting"] is None
+    assert snapshot.record(2) == {**dict.fromkeys(RECORD), "weight": 0.5}
+
+
+def test_a_version_without_records_knows_nothing_of_a_class(version: Version) -> None:
+    """The part may be missing: every figure is then unknown, none is zero."""
+    contents = version.contents()
+    del contents["record/0"]
+    assert version.build(contents).record(1) == dict.fromkeys(RECORD)
+
+
+def test_records_of_other_classes_are_refused(version: Version) -> None:
+    """A row for each class and a column for each figure, no more and no fewer."""
+    for wrong_CR in (RECORDS_CR[:2], RECORDS_CR[:, :5], RECORDS_CR.repeat(2, 1), RECORDS_CR[0]):
+        contents = version.contents() | {"record/0": published.encode_record(wrong_CR)}
+        with pytest.raises(PartError):
+            pytest.fail(f"taken: {version.build(contents)}")
 
 
 def test_more_classes_than_a_chunk_holds(version: Version) -> None:
@@ -255,6 +316,7 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
     text_CE = functional.normalize(torch.randn(count, 32, generator=generator), dim=-1)
     mean_CD = torch.randn(count, 64, generator=generator)
     count_C = torch.arange(1, count + 1)
+    record_CR = torch.rand(count, len(RECORD), generator=generator)
     contents = {
         "evidence/factor": published.encode_factor(version.evidence.factor_DD),
         "fusion": published.encode_fusion(FUSION),
@@ -262,11 +324,13 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
     for number, span in published.chunks_of(count):
         contents[f"classes/{number}"] = published.encode_classes(names[span], text_CE[span])
         contents[f"evidence/{number}"] = published.encode_evidence(mean_CD[span], count_C[span])
+        contents[f"record/{number}"] = published.encode_record(record_CR[span])
     assert [s for _, s in published.chunks_of(count)] == [slice(0, 1024), slice(1024, 1030)]
     snapshot = version.build(contents, classes=count)
     assert snapshot.classes.names == tuple(names)
     assert torch.equal(snapshot.classes.text_CE, text_CE)
     assert torch.equal(snapshot.classes.count_C, count_C)
+    assert torch.equal(snapshot.record_CR, record_CR)
     assert snapshot.evidence is not None
     expected_CD = class_vectors(version.evidence.factor_DD, mean_CD)
     torch.testing.assert_close(snapshot.evidence.vector_CD, expected_CD, atol=1e-6, rtol=0)
@@ -277,7 +341,9 @@ def test_an_empty_version_is_the_base_model(version: Version) -> None:
     snapshot = version.build({"fusion": published.encode_fusion(FUSION)}, classes=0)
     base = base_snapshot(version.backbone, version.backbone.top_blocks)
     found = answer(snapshot, query(), ["cat", "rocket"])
-    assert torch.equal(found, answer(base, query(), ["cat", "rocket"]))
+    expected = answer(base, query(), ["cat", "rocket"])
+    assert torch.equal(found.probability_BK, expected.probability_BK)
+    assert snapshot.record_CR.shape == (0, len(RECORD))
 
 
 def test_another_base_model_is_refused(version: Version) -> None:
@@ -296,6 +362,7 @@ PARTS = (
     "adapter",
     "adapter/factor",
     "adapter/0",
+    "record/0",
     "fusion",
 )
 
@@ -337,9 +404,9 @@ def test_a_part_of_another_shape_is_refused(version: Version, name: str) -> None
         version.build(contents)
 
 
-@pytest.mark.parametrize("constants", [[[4.0, 28.0, 0.2, 0.5]], [4.0, 28.0, 0.2], []])
+@pytest.mark.parametrize("constants", [[[1.0] * 9], [1.0] * 8, [1.0] * 10, []])
 def test_a_fusion_of_another_shape_is_refused(version: Version, constants: list[float]) -> None:
-    """The fusion has exactly four constants."""
+    """The fusion has exactly nine constants."""
     contents = version.contents()
     contents["fusion"] = save({"fusion": torch.tensor(constants, dtype=torch.float64)})
     with pytest.raises(PartError):

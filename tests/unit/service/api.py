@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from everlens.artifact import Manifest, digest_of
@@ -23,6 +24,7 @@ from everlens.model.parts import (
     encode_evidence,
     encode_factor,
     encode_fusion,
+    encode_record,
 )
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
@@ -81,10 +83,17 @@ class Api:
         dead: Sequence[DeadLetter] = (),
         damage: str = "",
         fingerprint: str = "",
+        fusion: Fusion | None = None,
+        record_CR: Tensor | None = None,
+        gate: dict[str, Any] | None = None,
     ) -> Manifest:
         """Publish a version that has learnt one picture a class; `damage` spoils that part."""
         base = self.model.serving.base
         parts = learnt_parts(base, pictures)
+        if fusion is not None:
+            parts["fusion"] = encode_fusion(fusion)
+        if record_CR is not None:
+            parts["record/0"] = encode_record(record_CR)
         parent = self.manifests[-1].digest if self.manifests else ""
         manifest = Manifest(
             version=len(self.manifests) + 1,
@@ -93,7 +102,9 @@ class Api:
             learned_through=learned_through,
             samples=len(pictures),
             classes=len(pictures),
+            top_blocks=base.backbone.top_blocks,
             parts={name: digest_of(part) for name, part in parts.items()},
+            gate=gate,
         )
         publisher = Publisher(self.stream)
         publisher.store({digest_of(part): part for part in parts.values()})

@@ -84,7 +84,7 @@ def pictures(count: int, size: int = 32) -> list[np.ndarray]:
 def expected(base: Snapshot, picture: np.ndarray, labels=LABELS) -> dict[str, float]:
     """The answer of one picture alone."""
     text_KE = torch.stack([base.backbone.name_embedding(name) for name in labels])
-    probability_K = base.probabilities(base.see([picture]), labels, text_KE)[0]
+    probability_K = base.answer(base.see([picture]), labels, text_KE).probability_BK[0]
     return dict(zip(labels, probability_K.tolist(), strict=True))
 
 

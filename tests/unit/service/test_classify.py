@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from skimage import data
 
+from everlens.model.fusion import Fusion
 from everlens.settings import Settings
 from service.schemas import AnswerOut
 from tests.unit.service.api import Api, as_text, encoded, pixels_of
@@ -28,11 +29,11 @@ async def test_names_alone_are_ranked_by_the_frozen_model(api: Api, photo):
     assert response.status_code == 200
     answer = AnswerOut.model_validate(response.json())
     base = api.model.serving.base
-    text_KE = base.backbone.name_embedding
     import torch
 
     views = base.see([pixels_of(photo, base)])
-    expected_K = base.probabilities(views, LABELS, torch.stack([text_KE(n) for n in LABELS]))[0]
+    text_KE = torch.stack([base.backbone.name_embedding(name) for name in LABELS])
+    expected_K = base.answer(views, LABELS, text_KE).probability_BK[0]
     ranked = base.rank(LABELS, expected_K, 5)
     assert [line.label for line in answer.predictions] == [line.label for line in ranked]
     assert [line.score for line in answer.predictions] == pytest.approx(
@@ -42,6 +43,31 @@ async def test_names_alone_are_ranked_by_the_frozen_model(api: Api, photo):
     assert (answer.version, answer.learned_through) == (0, 0)
     assert answer.model == base.backbone.name
     assert answer.prediction_id
+
+
+async def test_an_answer_says_whether_any_learnt_class_fits(api: Api, photos):
+    """Before the first class `known` is null; then a probability, high for what was learnt."""
+    before = (await api.ask(photos["cat"], labels=LABELS)).json()
+    assert before["known"] is None
+    # A small random model finds all photographs alike: its cosines are near one.
+    strict = Fusion(threshold=0.99, slope=500.0)
+    first = api.publish({"cat": photos["cat"]}, learned_through=1, fusion=strict)
+    snapshot = await api.served(first)
+    seen = (await api.ask(photos["cat"])).json()
+    strange = (await api.ask(photos["rocket"])).json()
+    assert 0 <= strange["known"] < seen["known"] <= 1
+    assert seen["known"] > 0.9
+    # Asked for beside other names it is what the learnt ones get, together.
+    mixed = (await api.ask(photos["rocket"], labels=["cat", "rocket", "walrus"])).json()
+    assert mixed["known"] == pytest.approx(scores(mixed)["cat"], abs=1e-5)
+    views = snapshot.see([pixels_of(photos["rocket"], snapshot)])
+    expected = snapshot.answer(views, None, snapshot.classes.text_CE).known_B
+    assert strange["known"] == pytest.approx(float(expected), abs=1e-5)
+    # A version from before the first class cannot say it, and one that knows no such name says 0.
+    base = (await api.ask(photos["cat"], labels=LABELS, version=0)).json()
+    assert base["known"] is None
+    unseen = (await api.ask(photos["cat"], labels=["walrus", "heron"])).json()
+    assert unseen["known"] == 0.0
 
 
 async def test_every_form_of_the_body_gives_the_same_answer(api: Api, photo):

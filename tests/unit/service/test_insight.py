@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from everlens.errors import ModelError
+from everlens.model.snapshot import RECORD
 from everlens.settings import Settings
 from service.app import create_app
 from service.problems import KINDS
@@ -24,16 +26,85 @@ async def test_classes_are_listed_with_their_samples(api: Api, photos):
     pictures = {"grey heron": photos["cat"], "a/b": photos["coffee"]}
     await api.served(api.publish(pictures, learned_through=2))
     listed = (await api.client.get("/classes")).json()
+    nothing = dict.fromkeys(RECORD)
     assert listed == {
         "classes": [
-            {"label": "grey heron", "samples": 1, "index": 0},
-            {"label": "a/b", "samples": 1, "index": 1},
+            {"label": "grey heron", "samples": 1, "index": 0, **nothing},
+            {"label": "a/b", "samples": 1, "index": 1, **nothing},
         ],
         "version": 1,
     }
     one = await api.client.get("/classes/grey heron")
-    assert one.json() == {"label": "grey heron", "samples": 1, "index": 0, "version": 1}
+    assert one.json() == {
+        "label": "grey heron",
+        "samples": 1,
+        "index": 0,
+        **nothing,
+        "version": 1,
+    }
     assert (await api.client.get("/classes/a%2Fb")).json()["index"] == 1
+
+
+async def test_classes_say_how_they_fare(api: Api, photos):
+    """Recall, forgetting, weight and each expert's recall, by name; null where it is not known."""
+    pictures = {"cat": photos["cat"], "coffee": photos["coffee"]}
+    record_CR = torch.tensor(
+        [[0.75, 0.125, 1.5, 0.5, 0.25, 1.0], [float("nan"), float("nan"), 0.5] + [float("nan")] * 3]
+    )
+    await api.served(api.publish(pictures, learned_through=2, record_CR=record_CR))
+    cat, coffee = (await api.client.get("/classes")).json()["classes"]
+    assert cat == {
+        "label": "cat",
+        "samples": 1,
+        "index": 0,
+        "recall": 0.75,
+        "forgetting": 0.125,
+        "weight": 1.5,
+        "zero_shot": 0.5,
+        "evidence": 0.25,
+        "adapter": 1.0,
+    }
+    assert (coffee["recall"], coffee["weight"]) == (None, 0.5)
+    assert (await api.client.get("/classes/cat")).json() == {**cat, "version": 1}
+
+
+async def test_a_version_says_what_its_gate_said(api: Api, photos):
+    """What held-out samples said of an adapter stands in the lineage; null where none was asked."""
+    gate = {"published": False, "held_out": 20, "before": 0.5, "after": 0.25, "error": 0.125}
+    await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))
+    await api.served(api.publish({"cat": photos["cat"]}, learned_through=2, gate=gate))
+    assert (await api.client.get("/versions/2")).json()["gate"] == gate
+    assert (await api.client.get("/versions/1")).json()["gate"] is None
+    assert (await api.client.get("/versions/0")).json()["gate"] is None
+    listed = (await api.client.get("/versions")).json()["versions"]
+    assert [record["gate"] for record in listed] == [gate, None]
+
+
+async def test_metrics_take_over_the_learners_figures(api: Api):
+    """What the learner reports are gauges; what it does not know yet is not a number, never zero."""
+    text = (await api.client.get("/metrics")).text
+    assert "everlens_prequential_accuracy NaN" in text
+    assert "everlens_forgetting NaN" in text
+    api.stream.report(
+        {
+            "prequential_accuracy": 0.75,
+            "prequential_accuracy_recent": 0.875,
+            "forgetting": None,
+            "class_weight_max": 1.5,
+            "expert_recall": {"zero_shot": 0.5, "evidence": 0.25, "adapter": None},
+        }
+    )
+    text = (await api.client.get("/metrics")).text
+    for line in (
+        "everlens_prequential_accuracy 0.75",
+        "everlens_prequential_accuracy_recent 0.875",
+        "everlens_forgetting NaN",
+        "everlens_class_weight_max 1.5",
+        'everlens_expert_recall{expert="zero_shot"} 0.5',
+        'everlens_expert_recall{expert="evidence"} 0.25',
+        'everlens_expert_recall{expert="adapter"} NaN',
+    ):
+        assert line in text
 
 
 async def test_versions_are_listed_newest_first(api: Api, photos):

@@ -24,6 +24,7 @@ from everlens.records import Receipt, Sample
 from everlens.wire import encode_sample
 from tests.pictures import NUMBERS, digits
 from worker.commit import StateFile
+from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
@@ -90,6 +91,7 @@ class Bench:
         pace: Pace = PACE,
         backbone: Backbone | None = None,
         replay_bytes: int = 1 << 20,
+        class_weights: ClassWeightConfig | None = None,
     ) -> Loop:
         """Return a learner over the state of this name."""
         config = LearnerConfig(
@@ -101,13 +103,16 @@ class Bench:
                 steps=2,
                 replay_samples=4,
                 new_per_class=3,
+                contrast=1.0,
+                augment=True,
+                class_weights=class_weights,
             ),
             replay_bytes,
+            Fusion(),
         )
         return Loop(
             backbone or self.backbone,
             config,
-            Fusion(),
             pace,
             stream=Stream(self.client, self.keys),
             state=StateFile(self.directory / name / "learner.db"),

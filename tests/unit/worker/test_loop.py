@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,15 @@ from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, Fenced, LogUnavailable, OtherLog, StateError
 from everlens.model.backbone import load_backbone
+from everlens.model.snapshot import Snapshot
 from everlens.records import EntryKind
 from tests.tiny_clip import write_tiny_clip
+from tests.unit.learn.exemplars import same_bits
 from tests.unit.worker.conftest import Bench, digit_samples, fresh_bench, until_cursor
+from worker.commit import StateFile
+from worker.learn.class_weights import ClassWeightConfig
+from worker.learn.gate import Comparison, Verdict
+from worker.learn.learner import Learner
 from worker.loop import Loop, Pace
 
 # Room for about thirty digits with their trunks.
@@ -34,9 +41,13 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     assert learner.sums is not None
     assert learner.factor is not None
     tensors = {**learner.tuner.state(), **learner.sums.tensors(), "factor": learner.factor}
+    tensors |= {f"accepted {name}": t for name, t in learner.tuner.accepted.items()}
+    tensors |= {f"fusing {name}": t for name, t in learner.fusing.tensors().items()}
+    tensors["records"] = learner.records.record_CK
     # By place: the order decides what is drawn and evicted next.
     for place, exemplar in enumerate(learner.replay):
-        tensors[f"exemplar {place} is {exemplar.seq}"] = exemplar.trunk
+        held = "held out" if exemplar.held_out else "trained on"
+        tensors[f"exemplar {place} is {exemplar.seq}, {held}"] = exemplar.trunk
     return tensors
 
 
@@ -45,7 +56,10 @@ def assert_same_bits(one: Loop, other: Loop) -> None:
     expected, found = everything(one), everything(other)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+        assert torch.equal(tensor.isnan(), found[name].isnan()), name
+        assert torch.equal(tensor.nan_to_num(), found[name].nan_to_num()), name
+    assert one.learner.eligible == other.learner.eligible
+    assert one.progress.gate == other.progress.gate
     assert one.learner.replay.bookkeeping() == other.learner.replay.bookkeeping()
     assert one.learner.prequential == other.learner.prequential
 
@@ -114,6 +128,136 @@ def test_restart_after_every_batch_gives_the_same_bits(bench: Bench, tune: str) 
 
     # Epoch and holder differ by design; the manifests do not carry them.
     assert_same_bits(through, restarted)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_restart_restores_what_was_learnt_of_experts_and_classes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
+    """Fusion, records, accepted adapter, held-out exemplars and class losses come back."""
+    monkeypatch.setattr("worker.learn.learner.HOLD_OUT_EVERY", 2)
+    weighting = ClassWeightConfig(temperature=1.0) if weighted else None
+    samples = digit_samples(32)
+    copy = fresh_bench(bench, "-copy")
+    for log in (bench, copy):
+        log.admit(samples)
+    through = run_to(bench.loop("through", class_weights=weighting), 32)
+    for cursor in (8, 12, 20, 28, 32):
+        restarted = run_to(copy.loop("again", class_weights=weighting), cursor)
+        if cursor < 32:
+            restarted.state.close()
+
+    learner = through.learner
+    assert learner.replay.held_out(100)
+    assert float(learner.fusing.near[0]) > 20
+    assert learner.records.record_CK.any()
+    assert not same_bits(learner.tuner.accepted, learner.tuner.state())
+    assert any(name.startswith("exp_avg.") for name in learner.tuner.accepted)
+    assert_same_bits(through, restarted)
+
+
+def test_a_restart_publishes_no_version_of_its_own(bench: Bench) -> None:
+    """The version that served is computed again to the same digest, class weights among it."""
+    weighting = ClassWeightConfig(temperature=1.0)
+    bench.admit(digit_samples(16))
+    loop = run_to(bench.loop(class_weights=weighting), 16)
+    before = (loop.progress.version, loop.progress.digest)
+    loop.state.close()
+    again = bench.loop(class_weights=weighting)
+    again._begin()
+    assert (again.progress.version, again.progress.digest) == before
+
+
+def lineage_of(bench: Bench) -> list[dict[str, Any]]:
+    lines = sorted(bench.client.hgetall(bench.keys.lineage).items(), key=lambda item: int(item[0]))
+    return [json.loads(text(line).partition(" ")[2]) for _, line in lines]
+
+
+def hold_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate find each new adapter worse, whatever the samples say."""
+
+    def judge(learner: Learner, present: Snapshot, candidate: Snapshot) -> Verdict:
+        assert candidate.adapter is not None
+        return Verdict(20, Comparison(before=0.5, after=0.25, error=0.0625))
+
+    monkeypatch.setattr(Learner, "judge", judge)
+
+
+def test_an_adapter_that_is_held_back_leaves_a_version_without_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lineage says why, the answer has no adapter, and the tuner is where it was accepted."""
+    hold_everything_back(monkeypatch)
+    bench.admit(digit_samples(12))
+    loop = bench.loop()
+    fresh = loop.learner.tuner.state()
+    run_to(loop, 12)
+    published = lineage_of(bench)
+    assert [record["gate"] for record in published[:3]] == [None] * 3
+    assert published[3]["gate"] == {
+        "published": False,
+        "held_out": 20,
+        "before": 0.5,
+        "after": 0.25,
+        "error": 0.0625,
+    }
+    assert published[3]["adapter"] == ""
+    assert loop.snapshot.adapter is None
+    assert same_bits(loop.learner.tuner.state(), fresh)
+    assert loop.progress.adapter_batch == 3
+    # A sample more is learnt and published as ever, and its version says nothing of a gate.
+    bench.admit(digit_samples(16)[12:])
+    run_to(loop, 16)
+    assert lineage_of(bench)[-1]["gate"] is None
+    assert loop.learner.samples == 16
+
+
+@pytest.mark.parametrize(
+    ("dies", "weighted"),
+    [
+        ("decided", False),
+        ("decided", True),
+        ("committed", False),
+        ("committed", True),
+    ],
+)
+def test_death_after_an_adapter_was_held_back_repeats_the_version(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, dies: str, weighted: bool
+) -> None:
+    """Whether its commit came or not, the next start ends in the same manifest and the same bits."""
+    hold_everything_back(monkeypatch)
+    weighting = ClassWeightConfig(temperature=1.0) if weighted else None
+    copy = fresh_bench(bench, "-copy")
+    for log in (bench, copy):
+        log.admit(digit_samples(16))
+    through = run_to(bench.loop("through", class_weights=weighting), 16)
+
+    dying = run_to(copy.loop("dying", class_weights=weighting), 8)
+    batch = dying._next_batch()
+    assert batch is not None
+    dying._observe(batch)
+    dying._keep_up()
+    if dies == "decided":
+        monkeypatch.setattr(StateFile, "save_tuning", fail)
+        with pytest.raises(OSError, match="pulled the plug"):
+            dying._tune()
+        monkeypatch.undo()
+        hold_everything_back(monkeypatch)
+    else:
+        dying._tune()
+        assert dying.unpublished is not None
+    decided = dying.snapshot.version
+    dying.state.close()
+    survivor = run_to(copy.loop("dying", class_weights=weighting), 16)
+
+    assert decided == (3 if dies == "decided" else 4)
+    assert [r["digest"] for r in lineage_of(bench)] == [r["digest"] for r in lineage_of(copy)]
+    assert [bool(r["gate"]) for r in lineage_of(copy)] == [False, False, False, True, False]
+    assert_same_bits(through, survivor)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError("pulled the plug")
 
 
 def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:

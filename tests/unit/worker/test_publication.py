@@ -1,0 +1,213 @@
+"""The gate in front of a publication: held-out samples decide about an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator
+
+from everlens.artifact import decode_manifest, digest_of
+from everlens.model.backbone import Backbone
+from everlens.model.parts import build_snapshot
+from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.pixels import encode_pixels
+from tests.pictures import PHOTOGRAPHS, crops
+from tests.unit.learn.exemplars import SPEC, same_bits
+from worker.commit import Progress
+from worker.learn.class_weights import ClassWeightConfig
+from worker.learn.gate import HELD_OUT_MIN
+from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.learn.tuning import TuningConfig
+from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
+
+TUNING = TuningConfig(
+    seed=0,
+    learning_rate=1e-3,
+    weight_decay=1e-5,
+    steps=2,
+    replay_samples=3,
+    new_per_class=8,
+    contrast=1.0,
+    augment=True,
+    class_weights=ClassWeightConfig(temperature=1.0),
+)
+BATCH = 8
+
+
+class Course:
+    """A learner with the version that it published last, in one process and without a log."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        config = LearnerConfig(SPEC, TUNING, 4 << 20, backbone.fusion())
+        self.learner = Learner(backbone, config)
+        self.progress = Progress("", "", backbone.fingerprint, "")
+        self.snapshot = base_snapshot(backbone, SPEC.top_blocks)
+
+    def exchange(self, parts: dict[str, bytes]) -> None:
+        manifest = next_manifest(self.learner, self.progress, parts, cursor=self.progress.cursor)
+        contents = {digest_of(part): part for part in parts.values()}
+        self.progress.version, self.progress.digest = manifest.version, manifest.digest
+        self.progress.parts = dict(manifest.parts)
+        self.snapshot = build_snapshot(self.learner.backbone, manifest, contents, self.snapshot)
+
+    def learn(self, batch: list[LabelledPixels]) -> None:
+        observation = self.learner.observe(batch, self.snapshot)
+        changed = [row.class_index for row in observation.rows]
+        self.progress.cursor = batch[-1].seq
+        self.exchange(
+            evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
+        )
+        self.learner.tune()
+
+    def wreck(self, size: float = 30.0) -> None:
+        """Bend all blocks by large random matrices, as steps that went wrong would."""
+        generator = Generator().manual_seed(0)
+        for name, parameter in self.learner.tuner.parameters.items():
+            if name.endswith(".B"):
+                parameter.data = size * torch.randn(parameter.shape, generator=generator)
+
+    def candidate(self) -> Snapshot:
+        parts = adapter_parts(self.learner)
+        manifest = next_manifest(self.learner, self.progress, parts, cursor=self.progress.cursor)
+        contents = {digest_of(part): part for part in parts.values()}
+        return build_snapshot(self.learner.backbone, manifest, contents, self.snapshot)
+
+
+def samples(count: int) -> list[LabelledPixels]:
+    """Return parts of four photographs, in turn."""
+    parts = [crops(name, count, 32) for name in PHOTOGRAPHS]
+    return [
+        LabelledPixels(k + 1, f"s{k}", PHOTOGRAPHS[k % 4], None, encode_pixels(picture), picture)
+        for k in range(count)
+        for picture in [parts[k % 4][k // 4]]
+    ]
+
+
+@pytest.fixture
+def course(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> Course:
+    """Forty-eight samples learnt, every second eligible one held out: twenty of them."""
+    monkeypatch.setattr("worker.learn.learner.HOLD_OUT_EVERY", 2)
+    course, shown = Course(tiny_clip), samples(48)
+    for start in range(0, 48, BATCH):
+        course.learn(shown[start : start + BATCH])
+    assert len(course.learner.replay.held_out(100)) == 20
+    return course
+
+
+def test_a_version_is_never_worse_than_itself(course: Course) -> None:
+    """The very same version twice, and one with an adapter that bends nothing, pass."""
+    verdict = course.learner.judge(course.snapshot, course.snapshot)
+    assert verdict.test is not None
+    assert verdict.passed
+    assert verdict.test.before == verdict.test.after
+    assert verdict.test.error == 0
+    assert 0 < verdict.test.before < 1
+    assert verdict.held_out == 20
+
+
+def test_evidence_alone_is_judged_without_the_picture_itself(course: Course) -> None:
+    """Held-out pictures are in the sums: counted as they stand, they would flatter the version."""
+    learner, snapshot = course.learner, course.snapshot
+    held = learner.replay.held_out(100)
+    class_N = [exemplar.class_index for exemplar in held]
+    views = learner._views(snapshot, held)
+    answer = snapshot.answer(views, None, snapshot.classes.text_CE)
+    flattered = answer.probability_BK[torch.arange(len(held)), class_N].mean()
+    verdict = learner.judge(snapshot, snapshot)
+    assert verdict.test is not None
+    assert verdict.test.before < float(flattered)
+
+
+def test_a_wrecked_adapter_is_held_back(course: Course) -> None:
+    """Large random matrices cost the right names more than chance explains."""
+    course.wreck()
+    verdict = course.learner.judge(course.snapshot, course.candidate())
+    assert verdict.test is not None
+    assert not verdict.passed
+    assert verdict.test.after < verdict.test.before
+
+
+def test_too_few_held_out_samples_publish_unseen(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the least number no version is asked, and whatever it is goes out."""
+    monkeypatch.setattr("worker.learn.learner.HOLD_OUT_EVERY", 2)
+    course, shown = Course(tiny_clip), samples(20)
+    for start in range(0, 16, 4):
+        course.learn(shown[start : start + 4])
+    assert len(course.learner.replay.held_out(100)) < HELD_OUT_MIN
+    course.wreck()
+    verdict = course.learner.judge(course.snapshot, course.candidate())
+    assert verdict.test is None
+    assert verdict.passed
+
+
+def test_what_passes_is_published_and_accepted(course: Course) -> None:
+    """The parts go out with what the test said, and are what a bad stretch goes back to."""
+    parts = adapter_parts(course.learner)
+    state = course.learner.tuner.state()
+    before = replace(course.progress)
+    manifest, published = judged(course.learner, course.progress, parts, course.snapshot)
+    assert published == parts
+    assert manifest.gate is not None
+    assert manifest.gate["published"] is True
+    assert manifest.gate["held_out"] == 20
+    assert {"before", "after", "error"} <= manifest.gate.keys()
+    assert manifest.version == before.version + 1
+    assert manifest.parts["adapter"] == digest_of(parts["adapter"])
+    assert same_bits(course.learner.tuner.accepted, state)
+    assert same_bits(course.learner.tuner.state(), state)
+    assert course.progress == before
+    assert decode_manifest(manifest.encode(), manifest.digest) == manifest
+
+
+def test_what_is_held_back_leaves_the_version_as_it_was(course: Course) -> None:
+    """No part is exchanged, the manifest says why, and the tuner is at the accepted bits."""
+    parts = adapter_parts(course.learner)
+    manifest, published = judged(course.learner, course.progress, parts, course.snapshot)
+    assert published
+    course.exchange(parts)
+    good, served = course.learner.tuner.state(), dict(course.progress.parts)
+    course.learn(samples(56)[48:])
+    evidence_only = {k: v for k, v in course.progress.parts.items() if k.startswith("adapter")}
+    assert evidence_only == {k: v for k, v in served.items() if k.startswith("adapter")}
+
+    course.wreck()
+    wrecked = adapter_parts(course.learner)
+    held = len(course.learner.replay.held_out(100))
+    manifest, published = judged(course.learner, course.progress, wrecked, course.snapshot)
+    assert published == {}
+    assert manifest.gate is not None
+    assert manifest.gate["published"] is False
+    assert manifest.gate["held_out"] == held
+    assert manifest.gate["after"] < manifest.gate["before"]
+    assert manifest.parts == course.progress.parts
+    assert (manifest.version, manifest.parent) == (
+        course.progress.version + 1,
+        course.progress.digest,
+    )
+    assert same_bits(course.learner.tuner.state(), good)
+    # A version without new parts can be built and answers as the one before.
+    again = build_snapshot(course.learner.backbone, manifest, {}, course.snapshot)
+    picture = [samples(1)[0].pixels]
+    text_CE = again.classes.text_CE
+    answers = [s.answer(s.see(picture), None, text_CE) for s in (again, course.snapshot)]
+    assert torch.equal(answers[0].probability_BK, answers[1].probability_BK)
+
+
+def test_evidence_parts_hold_fusion_and_records(course: Course) -> None:
+    """What is learnt of the experts goes out with each version, for the service to read."""
+    for _ in range(4):
+        course.learn(samples(80)[-BATCH:])
+    parts = evidence_parts(course.learner, changed=None, refreshed=True)
+    assert {"fusion", "record/0"} <= parts.keys()
+    assert course.snapshot.fusion == course.learner.fusing.fusion()
+    assert course.snapshot.fusion.text_slope > 0
+    record = course.snapshot.record(0)
+    assert record["recall"] == pytest.approx(float(course.learner.records.recall_C[0]), abs=1e-4)
+    assert record["evidence"] is not None
+    manifest = next_manifest(course.learner, course.progress, {}, cursor=course.progress.cursor)
+    assert manifest.top_blocks == SPEC.top_blocks
+    assert manifest.gate is None
