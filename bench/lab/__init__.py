@@ -1,0 +1,1 @@
+"""The lab: how well it learns, against what a user would pick instead."""
