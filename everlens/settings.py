@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's, for the adapter.")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's, for the adapter.")
     sit_steps: int = Field(2, ge=0, le=100, description="SIT steps on each batch.")
+    sit_first_steps: int = Field(
+        0, ge=0, le=100, description="Likewise on each of the first batches; 0: the model's own."
+    )
     contrast: float = Field(
         3.0, ge=0, description="Weight of the contrastive loss beside SIT's; 0 leaves it out."
     )

@@ -85,6 +85,7 @@ def learner_config(settings: Settings, backbone: Backbone) -> LearnerConfig:
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             steps=settings.sit_steps,
+            first_steps=settings.sit_first_steps or backbone.first_steps,
             replay_samples=settings.replay_samples,
             new_per_class=settings.sit_new_per_class,
             contrast=settings.contrast,

@@ -56,6 +56,7 @@ class Backbone:
         logit_scale: multiplier of the cosine before the softmax.
         templates: prompts with one `{}`; their embeddings are averaged.
         top_blocks: how many blocks an adapter bends unless the settings say otherwise.
+        first_steps: SIT steps on each of the first batches unless the settings say otherwise.
         recipe: how its outputs become the features of evidence.
         text_power: of the fusion, to begin with; the better zero-shot is, the more.
         fingerprint: SHA-256 over the weights, what the modules do with them, and everything above
@@ -70,6 +71,7 @@ class Backbone:
     logit_scale: float
     templates: tuple[str, ...]
     top_blocks: int
+    first_steps: int
     recipe: FeatureRecipe
     text_power: float
     fingerprint: str
@@ -148,6 +150,7 @@ def _starter() -> dict[str, Any]:
         "logit_scale": starter.logit_scale,
         "templates": starter.templates,
         "top_blocks": STARTER_TOP_BLOCKS,
+        "first_steps": 8,
         "recipe": STARTER_RECIPE,
         "text_power": 0.0,
     }
@@ -197,6 +200,7 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
         "logit_scale": float(model.logit_scale.detach().exp()),
         "templates": TEMPLATES,
         "top_blocks": min(TOP_BLOCKS, len(image.blocks)),
+        "first_steps": 2,  # on a CPU a step of a ViT takes a second
         "recipe": FeatureRecipe(),  # until another is measured on a real CLIP
         "text_power": 0.3,
     }

@@ -103,8 +103,8 @@ def fuse(scores: Scores, fusion: Fusion) -> Fused:
         logit P(S) = logit M + slope · (max_S e_c - threshold)
 
     with e_c of the frozen evidence alone. So no adapter changes what a name in U gets, and within U
-    the order and the ratios are those of the frozen model. Where no name in U is asked for, the
-    best zero-shot logit stands for M in `known_B`.
+    the order and the ratios are those of the frozen model. Where no name in U is asked for, `known_B`
+    takes the best zero-shot logit in place of M, and the e_c that the adapter has a say in.
 
     Reference: tests/reference/fusion.py, candidate by candidate in float64.
     """
@@ -119,14 +119,14 @@ def fuse(scores: Scores, fusion: Fusion) -> Fused:
     log_BK = fusion.sharpness * (log_BK + fusion.text_power * log_text_BK)
     learnt_BK = log_BK.masked_fill(outside_K, -torch.inf).softmax(dim=-1)
 
-    # Frozen evidence alone: no adapter bends how much is left to names without a label.
-    nearest_B = scores.evidence_BK.masked_fill(outside_K, -torch.inf).max(dim=-1).values
-    near_B = fusion.slope * (nearest_B - fusion.threshold)
-    text_S = text_BK.masked_fill(outside_K, -torch.inf)
     if not bool(outside_K.any()):
-        best_B = text_S.max(dim=-1).values
-        gate_B = near_B + fusion.text_slope * (best_B - fusion.text_center)
+        cosine_BK = _mixed(scores.evidence_BK, scores.adapter_BK, fusion.adapter)
+        best_B = text_BK.max(dim=-1).values
+        gate_B = _near(cosine_BK, fusion) + fusion.text_slope * (best_B - fusion.text_center)
         return Fused(learnt_BK, gate_B.sigmoid())
+    # Frozen evidence alone: no adapter bends how much is left to names without a label.
+    near_B = _near(scores.evidence_BK.masked_fill(outside_K, -torch.inf), fusion)
+    text_S = text_BK.masked_fill(outside_K, -torch.inf)
     text_U = text_BK.masked_fill(learnt_K, -torch.inf)
     gate_B = text_S.logsumexp(dim=-1) - text_U.logsumexp(dim=-1) + near_B
     # sigmoid(-x) and not 1 - sigmoid(x), which is 0 where the order of U must still show.
@@ -150,6 +150,11 @@ def log_experts(scores: Scores, fusion: Fusion) -> tuple[Tensor, Tensor]:
 def counted_weight(count_K: Tensor, kappa: float | Tensor) -> Tensor:
     """Return w = n / (n + κ), the evidence's weight after so many labels."""
     return count_K / (count_K + kappa)
+
+
+def _near(cosine_BK: Tensor, fusion: Fusion) -> Tensor:
+    """Return in nats how near the nearest class is."""
+    return fusion.slope * (cosine_BK.max(dim=-1).values - fusion.threshold)
 
 
 def _mixed(frozen_BK: Tensor, tuned_BK: Tensor | None, share: float) -> Tensor:

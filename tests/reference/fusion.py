@@ -64,14 +64,16 @@ def fuse(
         by_text = softmax(dict(enumerate(text)))
         return [by_text[k] for k in range(len(text))], 0.0
     among = _among_learnt(text, evidence, adapter, tuned_text, counts, constants)
-    nearest = max(evidence[k] for k in learnt)
-    odds = constants.slope * (nearest - constants.threshold)
     answer = [0.0] * len(text)
     if not unseen:
         for k in learnt:
             answer[k] = among[k]
+        nearest = max(_cosines(evidence, adapter, counts, constants).values())
         best = max(text[k] for k in learnt)
+        odds = constants.slope * (nearest - constants.threshold)
         return answer, sigmoid(odds + constants.text_slope * (best - constants.text_center))
+    nearest = max(evidence[k] for k in learnt)
+    odds = constants.slope * (nearest - constants.threshold)
     odds += log_mass({k: text[k] for k in learnt}) - log_mass({k: text[k] for k in unseen})
     among_unseen = softmax({k: text[k] for k in unseen})
     for k in learnt:
@@ -79,6 +81,20 @@ def fuse(
     for k in unseen:
         answer[k] = sigmoid(-odds) * among_unseen[k]
     return answer, sigmoid(odds)
+
+
+def _cosines(
+    evidence: Sequence[float],
+    adapter: Sequence[float] | None,
+    counts: Sequence[int],
+    constants: Constants,
+) -> dict[int, float]:
+    """Return the cosine of each learnt candidate, with the adapter's where it knows the class."""
+    cosine = {k: evidence[k] for k, count in enumerate(counts) if count > 0}
+    for k in cosine:
+        if adapter is not None and not math.isnan(adapter[k]):
+            cosine[k] = (1 - constants.adapter) * evidence[k] + constants.adapter * adapter[k]
+    return cosine
 
 
 def _among_learnt(
@@ -90,14 +106,9 @@ def _among_learnt(
     constants: Constants,
 ) -> dict[int, float]:
     """Return the probability of each learnt candidate, given that it is one of them."""
-    logit, cosine = {}, {}
-    for k, count in enumerate(counts):
-        if count == 0:
-            continue
-        logit[k], cosine[k] = text[k], evidence[k]
-        if adapter is not None and not math.isnan(adapter[k]):
-            share = constants.adapter
-            cosine[k] = (1 - share) * evidence[k] + share * adapter[k]
+    logit, cosine = {}, _cosines(evidence, adapter, counts, constants)
+    for k in cosine:
+        logit[k] = text[k]
         if tuned_text is not None and not math.isnan(tuned_text[k]):
             logit[k] = (text[k] + tuned_text[k]) / 2
     by_text = softmax(logit)

@@ -29,10 +29,9 @@ from worker.learn.sit import candidates, sit_losses
 
 GRADIENT_NORM_MAX = 1.0
 
-# A new learner has few labels, and time: the first batches take more steps, until so many are
-# taken. With one label a class that is worth a point and a half, later nothing.
+# A new learner has few labels: its first batches take more steps, until so many are taken. With one
+# label a class that is worth a point and a half, later nothing.
 WARM_UP_STEPS = 64
-WARM_UP_STEPS_A_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class TuningConfig:
     learning_rate: float
     weight_decay: float
     steps: int
+    first_steps: int  # of the first batches, see `WARM_UP_STEPS`
     replay_samples: int
     new_per_class: int
     contrast: float  # weight of the contrastive loss beside SIT's
@@ -134,7 +134,7 @@ class Tuner:
     def _steps_now(self) -> int:
         """Return how many steps a batch takes: more of the first ones, with little to learn from."""
         warm = self.steps_taken >= WARM_UP_STEPS
-        return self.config.steps if warm else max(self.config.steps, WARM_UP_STEPS_A_BATCH)
+        return self.config.steps if warm else max(self.config.steps, self.config.first_steps)
 
     def _some_of_each(self, batch: Sequence[Exemplar], generator: Generator) -> list[Exemplar]:
         """Return at most `new_per_class` samples of each class, drawn anew for each step."""

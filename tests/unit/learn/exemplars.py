@@ -16,6 +16,7 @@ from worker.learn.randomness import generator_for
 from worker.learn.replay import Exemplar, ReplayBuffer
 from worker.learn.tuning import WARM_UP_STEPS, Tuner, TuningConfig
 
+FIRST_STEPS = 8
 SPEC = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
 
 
@@ -63,6 +64,7 @@ class Lesson:
             learning_rate=1e-2,
             weight_decay=1e-2,
             steps=steps,
+            first_steps=FIRST_STEPS,
             replay_samples=replay_samples,
             new_per_class=new_per_class,
             contrast=contrast,

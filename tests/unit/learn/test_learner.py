@@ -12,11 +12,11 @@ from everlens.model.backbone import Backbone
 from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
 from everlens.pixels import encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
-from tests.unit.learn.exemplars import SPEC, same_bits
+from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, same_bits
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
-from worker.learn.tuning import WARM_UP_STEPS_A_BATCH, TuningConfig
+from worker.learn.tuning import TuningConfig
 
 
 def learner(
@@ -32,6 +32,7 @@ def learner(
         learning_rate=1e-2,
         weight_decay=1e-2,
         steps=2,
+        first_steps=FIRST_STEPS,
         replay_samples=3,
         new_per_class=8,
         contrast=1.0,
@@ -130,7 +131,7 @@ def test_a_batch_is_tuned_once(tiny_clip: Backbone, base: Snapshot) -> None:
     """Asking twice takes the steps once."""
     one = learner(tiny_clip)
     one.observe(labelled(STREAM), base)
-    assert len(one.tune()) == WARM_UP_STEPS_A_BATCH
+    assert len(one.tune()) == FIRST_STEPS
     assert one.tune() == []
 
 

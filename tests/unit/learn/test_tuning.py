@@ -13,11 +13,10 @@ from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
 from everlens.model.tower import Hidden
 from tests.reference import sit as reference
-from tests.unit.learn.exemplars import SPEC, Lesson, buffer_of, exemplars, same_bits
+from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, Lesson, buffer_of, exemplars, same_bits
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.contrast import contrastive_loss
 from worker.learn.randomness import generator_for
-from worker.learn.tuning import WARM_UP_STEPS_A_BATCH
 
 TWO = [0, 1, 0, 1, 0, 1]
 BOTH = dataclasses.replace(SPEC, tune="both")
@@ -361,9 +360,9 @@ def test_the_first_batches_take_more_steps(tiny_clip: Backbone) -> None:
     assert lesson.teach(batch[::2]) == []  # one class, no company
     assert lesson.tuner.steps_taken == 0
     taken = [len(lesson.teach(batch, number=k)) for k in range(10)]
-    assert taken == [WARM_UP_STEPS_A_BATCH] * 8 + [2, 2]
-    patient = Lesson(tiny_clip, steps=WARM_UP_STEPS_A_BATCH + 1, warm_up=True)
-    assert len(patient.teach(batch)) == WARM_UP_STEPS_A_BATCH + 1
+    assert taken == [FIRST_STEPS] * 8 + [2, 2]
+    patient = Lesson(tiny_clip, steps=FIRST_STEPS + 1, warm_up=True)
+    assert len(patient.teach(batch)) == FIRST_STEPS + 1
     assert not Lesson(tiny_clip, steps=0, warm_up=True).tuner.active
 
 

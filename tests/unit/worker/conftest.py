@@ -101,6 +101,7 @@ class Bench:
                 learning_rate=1e-3,
                 weight_decay=1e-5,
                 steps=2,
+                first_steps=8,
                 replay_samples=4,
                 new_per_class=3,
                 contrast=1.0,

@@ -27,6 +27,7 @@ TUNING = TuningConfig(
     learning_rate=1e-3,
     weight_decay=1e-5,
     steps=2,
+    first_steps=8,
     replay_samples=3,
     new_per_class=8,
     contrast=1.0,
