@@ -37,6 +37,7 @@ class Replica:
         self.progress = Progress("", "", backbone.fingerprint, "")
         self.snapshot = base_snapshot(backbone, config.adapter.top_blocks)
         self.verdicts: list[dict[str, Any]] = []  # the gate's, of every adapter so far
+        self.moved = False  # the adapter, since its last publication
         self.seq = 0
 
     def learn(self, pixels: Sequence[Pixels], labels: Sequence[str]) -> None:
@@ -53,15 +54,21 @@ class Replica:
         )
         manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
         self._exchange(manifest, parts)
-        self.learner.tune()
+        self.moved |= bool(self.learner.tune())
         if self.learner.batch % self.adapter_every_batches == 0:
             self.publish_adapter()
 
-    def publish_adapter(self) -> None:
-        """Publish the adapter as it is now, as an idle worker does."""
-        parts = adapter_parts(self.learner) if self.learner.tuner.active else {}
-        if parts:
+    def publish_adapter(self, *, judge: bool = True) -> None:
+        """Publish the adapter as it is now, as an idle worker does; `judge=False` passes no gate."""
+        parts = adapter_parts(self.learner) if self.moved else {}
+        self.moved = False
+        if not parts:
+            return
+        if judge:
             self._exchange(*judged(self.learner, self.progress, parts, self.snapshot))
+        else:
+            manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
+            self._exchange(manifest, parts)
 
     def _exchange(self, manifest: Manifest, parts: dict[str, bytes]) -> None:
         self.progress.version = manifest.version

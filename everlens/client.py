@@ -74,7 +74,8 @@ class Answer:
     """
     The most probable names, the best first, and the version that they rest on.
 
-    `known` is the probability that the picture is of any learnt class; None before the first.
+    `known` is the probability that the picture is of any learnt class among the candidates; None
+    before the first is learnt.
     """
 
     predictions: tuple[Prediction, ...]

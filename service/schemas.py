@@ -128,8 +128,8 @@ class AnswerOut(_Strict):
 
     predictions: list[PredictionOut]
     known: float | None = Field(
-        description="Probability that the picture is of any learnt class at all; null before the "
-        "first is learnt. Near 0 means none of these."
+        description="Probability that the picture is of any learnt class among the candidates; "
+        "null before the first is learnt. Without `labels`, near 0 means none of all learnt."
     )
     version: int
     learned_through: int

@@ -206,7 +206,6 @@ class StateFile:
             "config": _config_record(learner.config),
             "batch": learner.batch,
             "factor_samples": learner.factor_samples,
-            "eligible": learner.eligible,
             "next_class": learner.replay.next_class,
             "buffer": learner.replay.bookkeeping(),
             "prequential": [
@@ -239,7 +238,9 @@ class StateFile:
         record: dict[str, Any] = json.loads(text)
         if record["format"] != FORMAT:
             raise StateError(
-                f"{self.path} has format {record['format']}, this everlens reads {FORMAT}"
+                f"{self.path} has format {record['format']}, this everlens reads {FORMAT}; go on "
+                "with the everlens that wrote it, or begin anew with another EVERLENS_DATA_DIR and "
+                "EVERLENS_NAMESPACE"
             )
         return record
 
@@ -287,7 +288,6 @@ class StateFile:
         _check_fits(record, progress, learner)
         learner.batch = record["batch"]
         learner.replay.next_class = record["next_class"]
-        learner.eligible = record["eligible"]
         learner.prequential = Prequential(*record["prequential"])
         self._restore_classes(learner)
         self._restore_records(learner)

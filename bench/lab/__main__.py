@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for trial in suite.all_trials(quick=options.quick, source=options.source)
         if options.only in trial.name
     ]
+    if not trials:
+        print(f"no trial's name contains {options.only!r}", file=sys.stderr)
+        return 2
     missing = {t.source for t in trials if not options.source and not (folder / t.source).is_dir()}
     if missing:
         print(

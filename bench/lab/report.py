@@ -239,8 +239,9 @@ def _summary(
                 _of(results, name, seeds, "zero-shot", "unlabelled"),
                 strict=True,
             )
+            if b > 0
         ]
-        summary["unseen_kept"] = float(np.mean(ratios))
+        summary["unseen_kept"] = float(np.mean(ratios)) if ratios else None
         summary["known_auroc"] = float(
             np.mean([np.mean(_of(results, name, seeds, "known_auroc")) for name in unlabelled])
         )

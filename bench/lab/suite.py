@@ -146,7 +146,8 @@ def run_joint(source: Recording, stream: Stream, settings: Settings) -> dict[str
     learner = run.replica.learner
     learner.config = new_run(source, settings).replica.learner.config
     train_jointly(learner, JOINT_EPOCHS, settings.seed)
-    run.replica.publish_adapter()
+    run.replica.moved = True
+    run.replica.publish_adapter(judge=False)
     exam, voices = run.exam(stream, len(stream.order)), Voices(source, stream)
     for voice, score_PK in exam.answers.items():
         voices.read(voice, score_PK, exam.names, exam.asked)

