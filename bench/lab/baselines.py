@@ -282,26 +282,8 @@ class RandomRidge(Ridge):
         return random_BM
 
 
-class ZeroShot(Baseline):
-    """The frozen model itself: it is fed embeddings in the joint space, and learns nothing."""
-
-    name = "zero-shot"
-
-    def __init__(self, text_KE: Tensor, logit_scale: float) -> None:
-        self.text_KE = functional.normalize(text_KE.double(), dim=-1)
-        self.logit_scale = logit_scale
-
-    def add(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
-        pass
-
-    def ladder(self, feature_BD: Tensor) -> dict[str, Tensor]:
-        unit_BE = functional.normalize(feature_BD.double(), dim=-1)
-        logit_BK: Tensor = self.logit_scale * (unit_BE @ self.text_KE.T)
-        return {"": logit_BK}
-
-
 def closed_forms(width: int, seed: int) -> tuple[Baseline, ...]:
-    """Return a fresh one of each baseline that learns; all are fed the same features."""
+    """Return a fresh one of each baseline; all are fed the same features."""
     return (ClassMeans(width), StreamingLDA(width), Ridge(width), RandomRidge(width, seed))
 
 

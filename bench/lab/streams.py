@@ -19,8 +19,6 @@ Numbers = NDArray[np.int64]
 
 # About so many times is accuracy read along a stream.
 READINGS = 5
-# What "few labels" means: so many a class.
-FEW = (1, 2, 5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +60,6 @@ def class_incremental(labels_N: Numbers, shots: int, seed: int, tasks: int = 5) 
         for group in np.array_split(classes, min(tasks, len(classes)))
     ]
     return _stream(f"class-incremental-{shots}", labels_N, parts)
-
-
-def few(labels_N: Numbers, seed: int) -> tuple[Stream, ...]:
-    """Return the class-incremental streams with one, two and five labels a class."""
-    return tuple(class_incremental(labels_N, shots, seed) for shots in FEW)
 
 
 def si_blurry(

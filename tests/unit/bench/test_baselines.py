@@ -19,7 +19,6 @@ from bench.lab.baselines import (
     RandomRidge,
     Ridge,
     StreamingLDA,
-    ZeroShot,
     by_rail,
     closed_forms,
     oas_share,
@@ -294,18 +293,6 @@ def test_random_features_follow_the_seed() -> None:
     one, same, other = (RandomRidge(WIDTH, seed, RANDOM).projection_DM for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-
-
-def test_zero_shot_learns_nothing() -> None:
-    """Scaled cosines with the text, before and after."""
-    generator = torch.Generator().manual_seed(0)
-    text_KE, embedding_BE = (torch.randn(n, 8, generator=generator) for n in (4, 6))
-    baseline = ZeroShot(text_KE, 20.0)
-    before = baseline.scores(embedding_BE)
-    baseline.add(embedding_BE, [0] * 6)
-    assert torch.equal(baseline.scores(embedding_BE), before)
-    expected = 20 * unit(embedding_BE.double().numpy()) @ unit(text_KE.double().numpy()).T
-    np.testing.assert_allclose(before.numpy(), expected, atol=1e-12)
 
 
 def test_all_closed_forms_are_there() -> None:

@@ -10,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.lab.streams import (
-    FEW,
     Numbers,
     Stream,
     class_incremental,
     correlated,
     domain_incremental,
     exam_places,
-    few,
     long_tailed,
     noisy,
     poisoned,
@@ -134,12 +132,6 @@ def test_class_incremental_brings_each_class_once() -> None:
     assert {len(group) for group in classes} == {5, 6}
     first = {class_incremental(labels, 4, seed).labels[0] for seed in range(10)}
     assert len(first) > 3
-
-
-def test_few_labels() -> None:
-    """With one, two and five pictures of each class."""
-    streams = few(table(7, 6), 0)
-    assert [np.bincount(s.labels).tolist() for s in streams] == [[shots] * 7 for shots in FEW]
 
 
 @pytest.mark.parametrize("seed", range(5))
