@@ -189,7 +189,7 @@ def test_an_adapter_that_is_held_back_leaves_a_version_without_it(
     hold_everything_back(monkeypatch)
     bench.admit(digit_samples(12))
     loop = bench.loop()
-    fresh = loop.learner.tuner.state()
+    fresh = loop.learner.tuner.adapter()
     run_to(loop, 12)
     published = lineage_of(bench)
     assert [record["gate"] for record in published[:3]] == [None] * 3
@@ -202,7 +202,7 @@ def test_an_adapter_that_is_held_back_leaves_a_version_without_it(
     }
     assert published[3]["adapter"] == ""
     assert loop.snapshot.adapter is None
-    assert same_bits(loop.learner.tuner.state(), fresh)
+    assert same_bits(loop.learner.tuner.adapter(), fresh)
     assert loop.progress.adapter_batch == 3
     # A sample more is learnt and published as ever, and its version says nothing of a gate.
     bench.admit(digit_samples(16)[12:])
