@@ -9,6 +9,7 @@ Shape suffixes: P test pictures, K names asked for, B pictures of a batch.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -64,7 +65,16 @@ class Run:
     seconds: float = field(default=0.0, init=False)
 
     def exams(self, stream: Stream) -> Iterator[Exam]:
-        """Learn the stream batch by batch; yield an exam wherever it has one."""
+        """Learn the stream; yield an exam wherever it has one."""
+        for done in self._learnt(stream):
+            yield self.exam(stream, done)
+
+    def learn(self, stream: Stream) -> None:
+        """Learn the stream to its end, without exams."""
+        deque(self._learnt(stream), maxlen=0)
+
+    def _learnt(self, stream: Stream) -> Iterator[int]:
+        """Learn the stream batch by batch; yield how far, wherever it has an exam."""
         done = 0
         for end in borders(stream, self.batch_size):
             pictures = [place(index) for index in stream.order[done:end]]
@@ -79,7 +89,7 @@ class Run:
                 self.replica.publish_adapter()  # as an idle worker does
             self.seconds += time.perf_counter() - started
             if done in stream.exam:
-                yield self.exam(stream, done)
+                yield done
 
     def exam(self, stream: Stream, samples: int) -> Exam:
         """Ask about all test pictures of classes and domains seen so far, among the learnt names."""

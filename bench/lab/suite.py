@@ -141,8 +141,7 @@ def run_asymmetric(source: Recording, stream: Stream, settings: Settings) -> dic
 def run_joint(source: Recording, stream: Stream, settings: Settings) -> dict[str, Any]:
     """Read the stream without tuning, then train on all of it at once."""
     run = new_run(source, settings.model_copy(update={"sit_steps": 0}))
-    for _ in run.exams(stream):
-        pass
+    run.learn(stream)
     learner = run.replica.learner
     learner.config = new_run(source, settings).replica.learner.config
     train_jointly(learner, JOINT_EPOCHS, settings.seed)
@@ -157,8 +156,7 @@ def run_joint(source: Recording, stream: Stream, settings: Settings) -> dict[str
 def run_poisoned(source: Recording, stream: Stream, settings: Settings) -> dict[str, Any]:
     """Return what the gate said of each adapter; the last was tuned on the burst."""
     run = new_run(source, settings)
-    for _ in run.exams(stream):
-        pass
+    run.learn(stream)
     return {"verdicts": run.replica.verdicts}
 
 
