@@ -10,14 +10,18 @@ Every error of our own, in one tree; each leaf says who catches it.
     ├── PartError          service.hotswap: the old version goes on answering
     ├── ImageError         service.app: 415 or 422
     ├── StateError         worker.__main__: stops learning, never serving
+    │   └── DamagedState   worker.generations: falls back to a copy
     ├── BusError           (of the log and the head)
     │   ├── LogUnavailable service.app: 503; worker.loop: waits and tries again
     │   ├── OtherLog       worker.__main__: stops; service.app: 503
+    │   ├── LogBehind      service.app: 503, until somebody restores or reconciles
     │   ├── Fenced         worker.__main__: another learner took over, stops
     │   └── Diverged       worker.__main__: same version, other bytes: stops loudly
     └── Refused            (of admission; service.app)
         ├── IdConflict     409
         ├── QueueFull      429 with Retry-After
+        ├── TooManyClasses 409
+        ├── NewClass       403
         └── LearningPaused 503 with Retry-After
 """
 
@@ -65,6 +69,10 @@ class StateError(EverlensError):
     """The learner's own state is damaged, foreign, or does not fit the log."""
 
 
+class DamagedState(StateError):
+    """What the state file holds is not what was written."""
+
+
 class BusError(EverlensError):
     """The log or the head did not do what was asked."""
 
@@ -75,6 +83,10 @@ class LogUnavailable(BusError):
 
 class OtherLog(BusError):
     """The log has another epoch than the one this process was started for."""
+
+
+class LogBehind(BusError):
+    """The log ends before what was acknowledged: accepted samples are lost, nothing is admitted."""
 
 
 class Fenced(BusError):
@@ -104,6 +116,14 @@ class QueueFull(Refused):
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooManyClasses(Refused):
+    """The name would be one class more than the settings allow."""
+
+
+class NewClass(Refused):
+    """The name is not a class yet, and the caller may only teach those that are."""
 
 
 class LearningPaused(Refused):

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     adapter_idle_s: float = Field(
         2.0, gt=0, description="A tuned adapter is published when nothing came for so long."
     )
+    copy_every_batches: int = Field(
+        128, ge=1, description="Batches between two copies that a damaged state falls back to."
+    )
     worker_threads: int = Field(
         1, ge=1, description="Threads of the learner; its bits depend on the number."
     )
@@ -126,6 +129,9 @@ class Settings(BaseSettings):
     max_backlog_samples: int = Field(10_000, ge=1, description="Waiting samples; beyond it 429.")
     max_backlog_bytes: int = Field(
         512 * 2**20, ge=2**20, description="Bytes of waiting samples; beyond it 429."
+    )
+    max_classes: int = Field(
+        100_000, ge=1, description="Class names that are ever accepted; beyond it 409."
     )
     id_window: int = Field(
         1_000_000, ge=1000, description="Learnt ids that are remembered, to refuse repeats."

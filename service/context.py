@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from everlens.bus.admission import Admission
+from everlens.bus.admission import Admission, AdmissionLimits
 from everlens.bus.connect import connect_async
 from everlens.bus.keys import Keys
 from everlens.bus.versions import Follower
+from everlens.bus.witness import Witness
 from everlens.errors import EverlensError, ModelError
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot, base_snapshot
@@ -62,11 +63,16 @@ class Service:
         self.load = load
         self.client = client
         self.metrics = Metrics()
+        self.witness = Witness(settings.data_dir / "service" / f"{settings.namespace}.acknowledged")
         self.log = Admission(
             client,
             keys,
-            samples_max=settings.max_backlog_samples,
-            bytes_max=settings.max_backlog_bytes,
+            AdmissionLimits(
+                samples_max=settings.max_backlog_samples,
+                bytes_max=settings.max_backlog_bytes,
+                classes_max=settings.max_classes,
+            ),
+            self.witness,
         )
         self.admission = GroupAdmission(self.log)
         self.follower = Follower(client, keys)
@@ -91,6 +97,7 @@ class Service:
         self.decoding.close()
         self._builder.shutdown(wait=False, cancel_futures=True)
         await self.client.aclose()
+        self.witness.close()
 
     async def _run(self) -> None:
         try:

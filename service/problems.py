@@ -12,13 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from everlens.errors import (
+    BusError,
     EverlensError,
     IdConflict,
     ImageError,
     LearningPaused,
+    LogBehind,
     LogUnavailable,
+    NewClass,
     OtherLog,
     QueueFull,
+    Refused,
+    TooManyClasses,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -27,6 +32,7 @@ MEDIA_TYPE = "application/problem+json"
 KINDS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
     "bad-json": (400, "The body is not JSON that we read"),
+    "class-not-allowed": (403, "The key may not make a new class"),
     "unknown-route": (404, "There is no such route"),
     "unknown-sample": (404, "There is no such sample"),
     "unknown-class": (404, "There is no such class"),
@@ -34,6 +40,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The route does not take this method"),
     "body-timeout": (408, "The body came too slowly"),
     "id-conflict": (409, "The id was used before with another body"),
+    "too-many-classes": (409, "There may be no more classes"),
     "nothing-learnt": (409, "No class is learnt yet"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-content": (415, "The content type is not taken here"),
@@ -43,6 +50,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "queue-full": (429, "Too many samples wait to be learnt"),
     "internal": (500, "The service failed"),
     "busy": (503, "The service has too much to do"),
+    "log-behind": (503, "The log lost samples that were accepted"),
     "log-unavailable": (503, "The log does not answer"),
     "learning-paused": (503, "Samples are not taken now"),
     "not-ready": (503, "The service is not ready yet"),
@@ -148,11 +156,17 @@ def problem_of(error: EverlensError) -> Problem:
             return Problem("id-conflict", str(error))
         case QueueFull():
             return Problem("queue-full", str(error), retry_after_s=error.retry_after_s)
+        case TooManyClasses():
+            return Problem("too-many-classes", str(error))
+        case NewClass():
+            return Problem("class-not-allowed", str(error))
         case LearningPaused():
             return Problem("learning-paused", str(error), retry_after_s=10)
         case ImageError():
             kind = "unsupported-image" if error.status == 415 else "damaged-image"
             return Problem(kind, str(error), errors=[field_error("image", str(error))])
+        case LogBehind():
+            return Problem("log-behind", str(error))
         case LogUnavailable() | OtherLog():
             return Problem(
                 "log-unavailable",
@@ -196,7 +210,7 @@ def install(app: FastAPI) -> None:
         return Problem("internal", detail).response(request.url.path)
 
     app.add_exception_handler(Problem, own)
-    for kind in (IdConflict, QueueFull, LearningPaused, ImageError, LogUnavailable, OtherLog):
+    for kind in (Refused, ImageError, BusError):
         app.add_exception_handler(kind, expected)
     app.add_exception_handler(RequestValidationError, parameters)
     app.add_exception_handler(HTTPException, http)

@@ -205,4 +205,4 @@ def prepared(offer: Offer, spec: PixelSpec, limits: PictureLimits) -> Admittable
     digest.update(offer.image)
     sample_id = offer.id or uuid.uuid4().hex
     sample = Sample(sample_id, offer.label, encode_pixels(pixels), offer.text)
-    return Admittable(sample_id, digest.hexdigest(), encode_sample(sample))
+    return Admittable(sample_id, digest.hexdigest(), encode_sample(sample), label=offer.label)

@@ -1,7 +1,7 @@
 """
 Composition root of the learner: `python -m worker`.
 
-Exit codes: 0 stopped as told, 2 the settings or the base model are wrong, 3 learning must not go
+Exit codes: 0 stopped as told, 1 to be started again, 2 the settings or the base model are wrong, 3 learning must not go
 on (the state and the log do not belong together; the reason was printed and told to the service).
 """
 
@@ -25,6 +25,7 @@ from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
 from everlens.errors import (
     BusError,
+    DamagedState,
     Diverged,
     Fenced,
     ModelError,
@@ -43,7 +44,7 @@ from everlens.model.runtime import (
     set_threads,
 )
 from everlens.settings import Settings, load_settings
-from worker.commit import StateFile
+from worker.generations import Generations
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
@@ -51,6 +52,7 @@ from worker.loop import Loop, Pace
 
 log = logging.getLogger("everlens.worker")
 
+EXIT_AGAIN = 1
 EXIT_SETTINGS = 2
 EXIT_STATE = 3
 
@@ -113,6 +115,7 @@ def pace(settings: Settings) -> Pace:
         adapter_every_batches=settings.adapter_every_batches,
         adapter_idle_s=settings.adapter_idle_s,
         id_window=settings.id_window,
+        copy_every_batches=settings.copy_every_batches,
     )
 
 
@@ -124,12 +127,14 @@ def make_loop(settings: Settings) -> Loop:
     backbone = load_backbone(
         settings.model, settings.pretrained, device=device, templates=settings.templates
     )
+    generations = Generations(settings.data_dir / "state" / "learner.db")
     return Loop(
         backbone,
         learner_config(settings, backbone),
         pace(settings),
         stream=Stream(connect(settings.redis_url), Keys(settings.namespace)),
-        state=StateFile(settings.data_dir / "state" / "learner.db"),
+        state=generations.open(),
+        generations=generations,
         numerics=fingerprint_of_numerics(settings.worker_threads),
     )
 
@@ -157,13 +162,16 @@ def main() -> int:
     log.info("learning with %s", loop.backbone.name)
     try:
         loop.run(stopping.is_set)
+    except DamagedState as error:  # the next start falls back to a copy
+        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        return EXIT_AGAIN
     except (StateError, OtherLog, Fenced, Diverged, ServerError, PartError) as error:
         print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, Fenced):
             with contextlib.suppress(BusError):
                 loop.pause(str(error))
         return EXIT_STATE
-    loop.state.close()
+    loop.close()
     return 0
 
 

@@ -5,18 +5,18 @@ The state owns the cursor: whatever was killed in the middle of a batch leaves n
 batch is learnt again from the log, to the same bits. Large tensors are not written every time:
 the D×D sums are saved now and then, and the features learnt since are added to them at the start,
 in the same batches and so with the same rounding.
+
+What lies on the disk is verified before it is believed (`worker.rows`); where it is damaged, the
+start falls back to an older copy (`worker.generations`) and learns the rest from the log again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,40 +27,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from everlens.errors import StateError
+from everlens.errors import DamagedState, StateError
 from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import Learner, LearnerConfig, Observation
 from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
+from worker.rows import Rows
 
-FORMAT = 2
+FORMAT = 3
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
 
-_TABLES = """
+_TABLES = ("classes", "samples", "dead", "exemplars", "pending", "records", "blobs")
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS head (
     id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS classes (
-    class_index INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, vector BLOB NOT NULL);
+    class_index INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, vector BLOB NOT NULL,
+    digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS samples (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, batch INTEGER NOT NULL,
-    class_index INTEGER NOT NULL, feature BLOB NOT NULL);
+    class_index INTEGER NOT NULL, feature BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
 CREATE TABLE IF NOT EXISTS dead (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL);
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL,
+    digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS exemplars (
-    place INTEGER PRIMARY KEY AUTOINCREMENT, seq INTEGER NOT NULL UNIQUE,
-    class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL, trunk BLOB NOT NULL,
-    held_out INTEGER NOT NULL);
+    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
+    trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS pending (
-    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT,
-    image BLOB NOT NULL, trunk BLOB NOT NULL, held_out INTEGER NOT NULL);
+    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
+    trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS records (
-    class_index INTEGER PRIMARY KEY, record BLOB NOT NULL);
+    class_index INTEGER PRIMARY KEY, record BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS blobs (
-    name TEXT PRIMARY KEY, digest TEXT NOT NULL, content BLOB NOT NULL);
+    name TEXT PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL);
 """
 
 
@@ -85,44 +88,32 @@ class Progress:
     untuned: bool = False  # the last batch was observed, its SIT steps were not committed
 
 
-class StateFile:
-    """The file and its lock, from `open_state` to `close`."""
+class StateFile(Rows):
+    """The learner's state in one file, from `open_state` to `close`."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise StateError(
-                f"another learner uses {path}; stop it, or give this one another data directory"
-            ) from None
-        try:
-            self.db = sqlite3.connect(path, isolation_level=None)
-            self.db.execute("PRAGMA page_size=65536")  # rows are large: half the time of 4 kB
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=FULL")
-            self.db.executescript(_TABLES)
-        except sqlite3.DatabaseError as error:
-            raise StateError(f"{path} is damaged ({error}); restore it from its backup") from error
+        super().__init__(path, _SCHEMA, _TABLES)
 
-    def close(self) -> None:
-        """Close the file and give the lock back."""
-        self.db.close()
-        os.close(self._lock)
+    def verify_all(self) -> None:
+        """
+        Read everything once; return when it is what was committed.
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing. An exception inside rolls back; the caller must end the process."""
-        self.db.execute("BEGIN IMMEDIATE")
+        Raises:
+            DamagedState: it is not.
+            StateError: it was written by another everlens.
+        """
         try:
-            yield
-        except BaseException:
-            self.db.execute("ROLLBACK")
-            raise
-        self.db.execute("COMMIT")
+            record = self.record()
+            tally = {} if record is None else record["rows"]
+            self.verify({table: int(total, 16) for table, total in tally.items()})
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise DamagedState(f"{self.path} is damaged ({error})") from error
+
+    @property
+    def cursor(self) -> int:
+        """The last entry that is learnt in it; 0 in a new file."""
+        record = self.record()
+        return 0 if record is None else int(record["progress"]["cursor"])
 
     # What a batch changed
 
@@ -131,36 +122,27 @@ class StateFile:
     ) -> None:
         """Write what `Learner.observe` returned; notes in `progress` when it saved the sums."""
         first = len(learner.class_names) - len(observation.new_classes)
-        self.db.executemany(
-            "INSERT INTO classes VALUES (?, ?, ?)",
+        self.insert(
+            "classes",
             [
                 (first + k, name, _bytes(learner.text_vectors[first + k]))
                 for k, name in enumerate(observation.new_classes)
             ],
         )
-        self.db.executemany(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?)",
+        self.insert(
+            "samples",
             [
                 (row.seq, row.id, learner.batch, row.class_index, _bytes(row.feature_D))
                 for row in observation.rows
             ],
         )
-        self.db.executemany(
-            "INSERT INTO exemplars (seq, class_index, text, image, trunk, held_out) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [_exemplar_row(exemplar) for exemplar in observation.buffer.added],
-        )
-        self.db.executemany(
-            "DELETE FROM exemplars WHERE seq = ?", [(s,) for s in observation.buffer.evicted]
-        )
-        self.db.executemany(
-            "INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?)",
-            [_exemplar_row(exemplar) for exemplar in learner.pending],
-        )
+        self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
+        self.delete("exemplars", observation.buffer.evicted)
+        self.insert("pending", map(_exemplar_row, learner.pending))
         record_CK = learner.records.record_CK
-        self.db.executemany(
-            "INSERT OR REPLACE INTO records VALUES (?, ?)",
-            [(c, save({"x": record_CK[c].clone()})) for c in observation.scored],
+        self.replace(
+            "records",
+            [(c, save({"x": record_CK[c].clone()})) for c in sorted(set(observation.scored))],
         )
         self.save_blob("fusing", save(learner.fusing.tensors()))
         if observation.refreshed:
@@ -185,19 +167,15 @@ class StateFile:
         self.save_blob("tuner", save(learner.tuner.state()))
         if accepted:
             self.save_blob("accepted", save(learner.tuner.accepted))
-        self.db.execute("DELETE FROM pending")
+        self.clear("pending")
 
     def save_dead(self, letters: list[DeadLetter], version: int) -> None:
         """Write the samples of a batch that could not be learnt."""
-        self.db.executemany(
-            "INSERT INTO dead VALUES (?, ?, ?, ?)",
-            [(letter.seq, letter.id, letter.reason, version) for letter in letters],
-        )
+        self.insert("dead", [(letter.seq, letter.id, letter.reason, version) for letter in letters])
 
     def save_blob(self, name: str, content: bytes) -> None:
-        """Write one named blob with the digest that a start verifies."""
-        digest = hashlib.sha256(content).hexdigest()
-        self.db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, digest, content))
+        """Write one named blob."""
+        self.replace("blobs", [(name, content)])
 
     def save_progress(self, learner: Learner, progress: Progress) -> None:
         """Write the head row: cursor, counters, version. Last in every transaction."""
@@ -215,6 +193,7 @@ class StateFile:
                 learner.prequential.recent_weight,
             ],
             "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+            "rows": {table: f"{total:x}" for table, total in self.tally.items()},
         }
         text = json.dumps(record, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -227,14 +206,15 @@ class StateFile:
         Return the head row, or None in a new file.
 
         Raises:
-            StateError: damaged, or written by a newer everlens.
+            DamagedState: its bytes are not what was written.
+            StateError: it was written by another everlens.
         """
         row = self.db.execute("SELECT record, digest FROM head").fetchone()
         if row is None:
             return None
         text, digest = row
         if hashlib.sha256(text.encode()).hexdigest() != digest:
-            raise StateError(f"{self.path} is damaged: its head row has another digest")
+            raise DamagedState(f"{self.path} is damaged: its head row has another digest")
         record: dict[str, Any] = json.loads(text)
         if record["format"] != FORMAT:
             raise StateError(
@@ -252,35 +232,17 @@ class StateFile:
         return [DeadLetter(*row) for row in rows]
 
     def blob(self, name: str) -> bytes | None:
-        """
-        Return a named blob.
-
-        Raises:
-            StateError: its bytes have another digest than was written.
-        """
-        row = self.db.execute(
-            "SELECT digest, content FROM blobs WHERE name = ?", (name,)
-        ).fetchone()
-        if row is None:
-            return None
-        digest, content = row
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise StateError(f"{self.path} is damaged: {name} has another digest; restore a backup")
-        return bytes(content)
+        """Return a named blob."""
+        row = self.db.execute("SELECT content FROM blobs WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
 
     def restore(self, learner: Learner) -> Progress | None:
         """
         Bring a new learner to the committed state; return None when there is none.
 
         Raises:
-            StateError: damaged, or made with another base model or other settings.
+            StateError: made with another base model or other settings.
         """
-        try:
-            return self._restore(learner)
-        except sqlite3.DatabaseError as error:
-            raise StateError(f"{self.path} is damaged ({error}); restore its backup") from error
-
-    def _restore(self, learner: Learner) -> Progress | None:
         record = self.record()
         if record is None:
             return None
@@ -294,8 +256,8 @@ class StateFile:
         self._restore_sums(learner, progress.sums_batch)
         learner.factor_samples = record["factor_samples"]
         buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
-        learner.replay.restore(self._exemplars("exemplars", "place"), buffer)
-        learner.pending = list(self._exemplars("pending", "seq"))
+        learner.replay.restore(self._exemplars("exemplars"), buffer)
+        learner.pending = list(self._exemplars("pending"))
         tuner = self.blob("tuner")
         if tuner is not None:
             learner.tuner.load_state(_tensors(tuner, "tuner"))
@@ -337,16 +299,15 @@ class StateFile:
         if factor is not None:
             learner.factor = _tensors(factor, "factor")["factor_DD"]
 
-    def _exemplars(self, table: str, order: str) -> Iterator[Exemplar]:
-        rows = self.db.execute(
-            f"SELECT seq, class_index, text, image, trunk, held_out FROM {table} ORDER BY {order}"  # noqa: S608 - both are our own words
-        )
-        for seq, class_index, text, image, trunk, held_out in rows:
+    def _exemplars(self, table: str) -> Iterator[Exemplar]:
+        """Yield them in the order of the log, in which they were added."""
+        rows = self.db.execute(f"SELECT * FROM {table} ORDER BY seq")  # noqa: S608 - our own words
+        for seq, class_index, text, image, trunk, held_out, _ in rows:
             state = _tensors(trunk, f"exemplar {seq}")["x"]
             yield Exemplar(seq, class_index, text, image, state, bool(held_out))
 
 
-def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes, bool]:
+def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes, int]:
     trunk = save({"x": exemplar.trunk.contiguous()})
     return (
         exemplar.seq,
@@ -354,7 +315,7 @@ def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, byte
         exemplar.text,
         exemplar.image,
         trunk,
-        exemplar.held_out,
+        int(exemplar.held_out),
     )
 
 
@@ -378,7 +339,7 @@ def _tensors(content: bytes, name: str) -> Mapping[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise StateError(f"{name} in the state is damaged: {error}") from error
+        raise DamagedState(f"{name} in the state is damaged: {error}") from error
 
 
 def _config_record(config: LearnerConfig) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
-from everlens.errors import Diverged, LogUnavailable, OtherLog, StateError
+from everlens.errors import LogUnavailable, OtherLog, StateError
 from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.records import EntryKind
 from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
+from worker.generations import Generations
 from worker.learn.learner import Learner, LearnerConfig
 from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
 
@@ -44,6 +45,7 @@ class Pace:
     adapter_every_batches: int
     adapter_idle_s: float
     id_window: int
+    copy_every_batches: int
 
 
 class Loop:
@@ -57,6 +59,7 @@ class Loop:
         *,
         stream: Stream,
         state: StateFile,
+        generations: Generations,
         numerics: str,
     ) -> None:
         self.backbone = backbone
@@ -64,6 +67,7 @@ class Loop:
         self.stream = stream
         self.publisher = Publisher(stream)
         self.state = state
+        self.generations = generations
         self.numerics = numerics
         self.learner = Learner(backbone, config)
         self.progress: Progress  # from `_begin` on
@@ -102,6 +106,8 @@ class Loop:
             self._observe(batch)
             self._publish_soon()
             self._tune()
+            if self.learner.batch % self.pace.copy_every_batches == 0:
+                self.generations.copy()
             self._measure(len(batch.samples), time.monotonic() - started)
 
     # ③④ what comes next
@@ -129,6 +135,11 @@ class Loop:
         self._begun = True  # last: whatever failed before is done again from the start
         return True
 
+    def close(self) -> None:
+        """Close the state, once a copy of it that is being made is done."""
+        self.generations.close()
+        self.state.close()
+
     def pause(self, reason: str) -> None:
         """Refuse new samples with this reason, unless another learner is at work on the log."""
         self.stream.pause(reason, self._saved.holder if self._saved is not None else "")
@@ -137,12 +148,12 @@ class Loop:
         """Return the epoch to learn from; the log must be the one that the state came from."""
         found = self.stream.state()
         if saved is None:
-            if found is not None and found.done > 0:
+            if found is not None and found.kept > 0:
                 raise StateError(
-                    f"the log was already learnt up to entry {found.done}, but there is no state; "
-                    "restore the state file, or begin anew with another namespace"
+                    f"the log was learnt and freed up to entry {found.kept}, but there is no "
+                    "state; restore the state file, or begin anew with another namespace"
                 )
-            return self.stream.create()
+            return self.stream.create()  # or go on with one that still holds its first entry
         if found is None:
             raise StateError("the log is empty, but the state is not; restore the log")
         if found.epoch != saved.epoch:
@@ -152,9 +163,9 @@ class Loop:
                 f"the log ends at entry {found.seq}, behind the state's {saved.cursor}: accepted "
                 "samples were lost; restore the newest copy of the log"
             )
-        if found.done > saved.cursor:
+        if found.kept > saved.cursor:
             raise StateError(
-                f"the log was trimmed up to {found.done}, the state ends at {saved.cursor}; "
+                f"the log was freed up to entry {found.kept}, the state ends at {saved.cursor}; "
                 "restore a newer copy of the state"
             )
         return saved.epoch
@@ -165,8 +176,6 @@ class Loop:
         parts = evidence_parts(self.learner, changed=None, refreshed=True)
         parts |= self.state.saved_parts(self.progress.parts)
         if self.progress.version == 0:
-            if head_version:
-                raise Diverged("versions were published that the state does not know; restore it")
             return
         manifest = replace(
             next_manifest(
@@ -202,14 +211,20 @@ class Loop:
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""
         self.stream.hold(self.progress.epoch, self.progress.holder)
+        self.generations.tend()
         if self.unpublished is None:
             return
         manifest, contents = self.unpublished
-        missing = self.publisher.missing(sorted(set(manifest.parts.values())))
-        self.publisher.store({digest: contents[digest] for digest in missing})
-        self.publisher.publish(manifest, self.state.dead_letters(manifest.version))
-        self.publisher.collect(manifest.version)
-        self.stream.trim(self.progress.cursor, self.pace.id_window)
+        head_version, _ = self.publisher.head()
+        if manifest.version < head_version:
+            # The state is an older copy, and learns again what was published before.
+            self.publisher.check_again(manifest)
+        else:
+            missing = self.publisher.missing(sorted(set(manifest.parts.values())))
+            self.publisher.store({digest: contents[digest] for digest in missing})
+            self.publisher.publish(manifest, self.state.dead_letters(manifest.version))
+            self.publisher.collect(manifest.version)
+        self.stream.trim(self.progress.cursor, self.generations.kept, self.pace.id_window)
         self.unpublished = None
         self._report()
 

@@ -16,17 +16,55 @@ import redis.asyncio
 from everlens.bus.connect import reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.bus.scripts import raise_for, script, text
-from everlens.errors import IdConflict, LearningPaused, LogUnavailable, QueueFull
-from everlens.records import Receipt
+from everlens.bus.witness import Witness
+from everlens.errors import (
+    IdConflict,
+    LearningPaused,
+    LogBehind,
+    LogUnavailable,
+    NewClass,
+    OtherLog,
+    QueueFull,
+    TooManyClasses,
+)
+from everlens.records import EntryKind, Receipt
+
+# Of what is free in the backlog, a tenant may fill so many times as much as it leaves: alone two
+# thirds, and a tenth is left for others when five fill it at once.
+SHARE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Admittable:
-    """One sample ready for the log: its id, the digest of what the client sent, the payload."""
+    """
+    One entry ready for the log.
+
+    Args:
+        id: makes repeats harmless.
+        digest: of what the client sent.
+        payload: what the learner reads.
+        label: the class that it names, empty for none.
+        tenant: whose share of the backlog it takes; empty for nobody's.
+        may_be_new: whether `label` may be a class that was never accepted before.
+        kind: what it asks of the learner.
+    """
 
     id: str
     digest: str
     payload: bytes
+    label: str = ""
+    tenant: str = ""
+    may_be_new: bool = True
+    kind: EntryKind = EntryKind.SAMPLE
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """What may wait at most, and how many classes there may be."""
+
+    samples_max: int
+    bytes_max: int
+    classes_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +94,12 @@ class Admission:
     """Appends samples within the limits; one instance a service process."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, keys: Keys, *, samples_max: int, bytes_max: int
+        self, client: redis.asyncio.Redis, keys: Keys, limits: AdmissionLimits, witness: Witness
     ) -> None:
         self.client = client
         self.keys = keys
-        self.samples_max = samples_max
-        self.bytes_max = bytes_max
+        self.limits = limits
+        self.witness = witness
         self._admit = client.register_script(script("admit"))
         self._epoch = ""
 
@@ -71,20 +109,48 @@ class Admission:
 
         Raises:
             IdConflict: an id was used with another body.
-            QueueFull: the backlog is at its limit.
+            QueueFull: the backlog is at its limit, or this tenant's share of it is.
+            TooManyClasses, NewClass: a name that may not become a class.
             LearningPaused: the learner does not take samples now.
             LogUnavailable: unknown whether they were accepted; the same ids may be sent again.
-            OtherLog: the log was exchanged while this service ran.
+            OtherLog: the log was exchanged while this service ran, or before.
+            LogBehind: the log lost what was acknowledged.
         """
         if not self._epoch:
             self._epoch = await self._read_epoch()
-        args: list[str | bytes | int] = [self._epoch, self.samples_max, self.bytes_max]
+        args: list[str | bytes | int] = [
+            self._epoch,
+            self.witness.read().seq,
+            self.limits.samples_max,
+            self.limits.bytes_max,
+            self.limits.classes_max,
+            SHARE,
+        ]
         for sample in samples:
-            args += [sample.id, sample.digest, sample.payload]
+            args += [
+                sample.kind.value,
+                sample.id,
+                sample.digest,
+                sample.tenant,
+                sample.label,
+                int(sample.may_be_new),
+                sample.payload,
+            ]
+        keys = self.keys
         with reaching_the_log():
             answer = await self._admit(
-                keys=[self.keys.meta, self.keys.log, self.keys.ids, self.keys.id_order], args=args
+                keys=[keys.meta, keys.log, keys.ids, keys.id_order, keys.labels, keys.waiting],
+                args=args,
             )
+        await self._raise_for(answer)
+        receipts = [
+            Receipt(id=sample.id, seq=int(seq), repeated=text(how) == "repeat")
+            for sample, (seq, how) in zip(samples, answer[1], strict=True)
+        ]
+        self.witness.note(self._epoch, max(receipt.seq for receipt in receipts))
+        return receipts
+
+    async def _raise_for(self, answer: list[bytes]) -> None:
         match text(answer[0]):
             case "CONFLICT":
                 raise IdConflict(
@@ -96,20 +162,44 @@ class Admission:
                     f"{text(answer[1])} samples wait to be learnt; send this again later",
                     retry_after_s=await self._drain_s(),
                 )
+            case "SHARE":
+                raise QueueFull(
+                    "your share of the samples that may wait is used up; send this again later",
+                    retry_after_s=await self._drain_s(),
+                )
+            case "CLASSES":
+                raise TooManyClasses(
+                    f"there are {text(answer[1])} classes, the most that EVERLENS_MAX_CLASSES "
+                    "allows; use a name that is known, or raise it"
+                )
+            case "NEWCLASS":
+                raise NewClass(
+                    f"{text(answer[1])!r} is no class yet, and this key may not make one; use a "
+                    "name of GET /classes, or a key with the scope `classes`"
+                )
             case "PAUSED":
                 raise LearningPaused(f"learning is paused: {text(answer[1])}")
+            case "BEHIND":
+                raise LogBehind(
+                    f"the log ends at entry {text(answer[1])}, but {self.witness.read().seq} were "
+                    "acknowledged: accepted samples were lost; restore the newest copy of the "
+                    "log, or give them up with `everlens reconcile`"
+                )
         raise_for(answer)
-        return [
-            Receipt(id=sample.id, seq=int(seq), repeated=text(how) == "repeat")
-            for sample, (seq, how) in zip(samples, answer[1], strict=True)
-        ]
 
     async def _read_epoch(self) -> str:
+        """Return the epoch of the log; it must be the one that this service acknowledged for."""
         with reaching_the_log():
-            epoch = await self.client.hget(self.keys.meta, "epoch")
-        if epoch is None:
+            found, former = await self.client.hmget(self.keys.meta, ["epoch", "former"])
+        if found is None:
             raise LogUnavailable("the learner has not begun its log yet; try again in a moment")
-        return text(epoch)
+        epoch, known = text(found), self.witness.read().epoch
+        if known and known != epoch and known not in text(former or b"").split():
+            raise OtherLog(
+                "the log is another one than the one that acknowledged samples here; restore it, "
+                "or give what was lost up with `everlens reconcile`"
+            )
+        return epoch
 
     async def _drain_s(self) -> int:
         """Return how long the learner needs for a fifth of the backlog, between 1 and 60 s."""

@@ -15,6 +15,8 @@ from everlens.errors import LogUnavailable
 # redis-py retries by default, which doubles a plain XADD whose reply was lost.
 _CONNECT_S = 2.0
 _REPLY_S = 5.0
+# Of the service: somebody waits for the answer. A script on a slow disk takes half a second.
+_ANSWER_S = 2.0
 
 
 def connect(url: str) -> redis.Redis:
@@ -32,8 +34,8 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(
         url,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        socket_connect_timeout=_CONNECT_S,
-        socket_timeout=_REPLY_S,
+        socket_connect_timeout=_ANSWER_S,
+        socket_timeout=_ANSWER_S,
         max_connections=64,
     )
 

@@ -3,10 +3,12 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 
 | key        | type   | holds                                                     | lives            |
 |------------|--------|-----------------------------------------------------------|------------------|
-| meta       | hash   | epoch, seq, done, bytes, fence, paused                    | for ever         |
+| meta       | hash   | epoch, seq, done, kept, bytes, fence, paused              | for ever         |
 | log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
 | ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
 | id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |
+| labels     | set    | every class name that was accepted                        | for ever         |
+| waiting    | hash   | tenant → its entries that are not learnt yet              | while they wait  |
 | lease      | string | who learns; expires                                       | seconds          |
 | head       | string | `version digest` of the current manifest                  | for ever         |
 | manifest:N | string | the manifest of version N                                 | while kept       |
@@ -46,6 +48,14 @@ class Keys:
     @property
     def id_order(self) -> str:
         return self._key("id-order")
+
+    @property
+    def labels(self) -> str:
+        return self._key("labels")
+
+    @property
+    def waiting(self) -> str:
+        return self._key("waiting")
 
     @property
     def lease(self) -> str:

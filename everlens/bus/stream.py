@@ -28,11 +28,12 @@ LEASE_MS = 30_000
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """Where the log is: its epoch, the last number given, the last one trimmed."""
+    """Where the log is: its epoch, the last number given, learnt, and freed."""
 
     epoch: str
     seq: int
     done: int
+    kept: int
     paused: str
 
 
@@ -59,6 +60,7 @@ class Stream:
             epoch=text(meta[b"epoch"]),
             seq=int(meta[b"seq"]),
             done=int(meta[b"done"]),
+            kept=int(meta[b"kept"]),
             paused=text(meta.get(b"paused", b"")),
         )
 
@@ -144,23 +146,23 @@ class Stream:
         raise_for(answer)
         return True
 
-    def trim(self, cursor: int, id_window: int) -> None:
+    def trim(self, done: int, kept: int, id_window: int) -> None:
         """
-        Free the entries up to `cursor`, whose effect is committed.
+        Let nobody wait for what is learnt, and free what no copy of the state needs.
+
+        Args:
+            done: the committed cursor.
+            kept: the cursor of the oldest copy of the state that a damaged one falls back to.
+            id_window: how many learnt ids are remembered.
 
         Raises:
             OtherLog, Fenced, BusError: this learner must stop.
         """
+        keys = self.keys
         with reaching_the_log():
             answer = self._trim(
-                keys=[
-                    self.keys.meta,
-                    self.keys.log,
-                    self.keys.ids,
-                    self.keys.id_order,
-                    self.keys.dead,
-                ],
-                args=[self.epoch, self.fence, cursor, id_window],
+                keys=[keys.meta, keys.log, keys.ids, keys.id_order, keys.dead, keys.waiting],
+                args=[self.epoch, self.fence, done, kept, id_window],
             )
         raise_for(answer)
 

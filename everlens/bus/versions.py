@@ -106,6 +106,25 @@ class Publisher:
             )
         raise_for(answer)
 
+    def check_again(self, manifest: Manifest) -> None:
+        """
+        Return when a version behind the head was made again to the same bits.
+
+        Raises:
+            Diverged: it was published with other ones.
+        """
+        with reaching_the_log():
+            row = self.client.hget(self.keys.lineage, str(manifest.version))
+        if row is None and manifest.version <= self.head()[0] - LINEAGE_MAX:
+            return  # longer ago than the lineage remembers
+        published = "" if row is None else json.loads(text(row).partition(" ")[2])["digest"]
+        if published != manifest.digest:
+            raise Diverged(
+                f"version {manifest.version} was published with other bits ({published[:12] or 'none'}, now "
+                f"{manifest.digest[:12]}): another CPU or torch learns the log again, or another "
+                "state; restore it, or go on from this one with `everlens reconcile`"
+            )
+
     def collect(self, newest: int) -> None:
         """Delete the manifest that left the last `VERSIONS_KEPT`, with the parts only it named."""
         oldest_kept = newest - VERSIONS_KEPT + 1

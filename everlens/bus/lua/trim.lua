@@ -1,23 +1,37 @@
 #!lua flags=allow-oom
--- Free what a commit has behind it; keep the last `id_window` ids (by count: no clock in it).
--- KEYS: meta, log, ids, id-order, dead. ARGV: epoch, fence, cursor, id_window.
-local meta, log, ids, id_order, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local state = redis.call('HMGET', meta, 'epoch', 'done', 'fence', 'seq')
+-- Two cursors. `done`: learnt and committed; what is before it waits for nobody. `kept`: what no copy
+-- of the state would have to learn again; entries up to it are freed.
+-- KEYS: meta, log, ids, id-order, dead, waiting. ARGV: epoch, fence, done, kept, id_window.
+local meta, log, ids, id_order, dead, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local state = redis.call('HMGET', meta, 'epoch', 'done', 'fence', 'seq', 'kept')
 if state[1] ~= ARGV[1] then return {'EPOCH', state[1] or ''} end
 if tonumber(state[3]) > tonumber(ARGV[2]) then return {'FENCED', state[3]} end
-local cursor, window = tonumber(ARGV[3]), tonumber(ARGV[4])
-if cursor > tonumber(state[4]) then return {'AHEAD', state[4]} end
-if cursor <= tonumber(state[2]) then return {'OK', '0'} end
-local bytes = 0
-local freed = redis.call('XRANGE', log, '-', string.format('%d-0', cursor))
-for _, entry in ipairs(freed) do bytes = bytes + #entry[2][4] end
-redis.call('XTRIM', log, 'MINID', '=', string.format('%d-0', cursor + 1))
-local oldest = math.max(0, cursor - window)
-for _, entry in ipairs(redis.call('XRANGE', id_order, '-', string.format('%d-0', oldest))) do
-  redis.call('HDEL', ids, entry[2][2])
-  redis.call('HDEL', dead, entry[1]:match('^(%d+)'))
-  redis.call('XDEL', id_order, entry[1])
+local done, kept, window = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+if done > tonumber(state[4]) then return {'AHEAD', state[4]} end
+local before, freed_before = tonumber(state[2]), tonumber(state[5] or '0')
+
+if done > before then
+  local bytes = 0
+  local learnt = redis.call('XRANGE', log, string.format('%d-0', before + 1), string.format('%d-0', done))
+  for _, entry in ipairs(learnt) do
+    local fields = entry[2]
+    bytes = bytes + #fields[4]
+    local tenant = fields[6]
+    if tenant and tenant ~= '' and redis.call('HINCRBY', waiting, tenant, -1) <= 0 then
+      redis.call('HDEL', waiting, tenant)
+    end
+  end
+  redis.call('HINCRBY', meta, 'bytes', -bytes)
+  redis.call('HSET', meta, 'done', string.format('%d', done))
+  local oldest = math.max(0, done - window)
+  for _, entry in ipairs(redis.call('XRANGE', id_order, '-', string.format('%d-0', oldest))) do
+    redis.call('HDEL', ids, entry[2][2])
+    redis.call('HDEL', dead, entry[1]:match('^(%d+)'))
+    redis.call('XDEL', id_order, entry[1])
+  end
 end
-redis.call('HINCRBY', meta, 'bytes', -bytes)
-redis.call('HSET', meta, 'done', string.format('%d', cursor))
-return {'OK', tostring(#freed)}
+if kept > freed_before then
+  redis.call('XTRIM', log, 'MINID', '=', string.format('%d-0', kept + 1))
+  redis.call('HSET', meta, 'kept', string.format('%d', kept))
+end
+return {'OK', string.format('%d', done)}

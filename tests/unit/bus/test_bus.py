@@ -11,13 +11,14 @@ import pytest
 import redis
 
 from everlens.artifact import Manifest, digest_of
-from everlens.bus.admission import Admission, Admittable
+from everlens.bus.admission import Admission, AdmissionLimits, Admittable
 from everlens.bus.connect import connect, connect_async
 from everlens.bus.durability import check_durable
 from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
 from everlens.bus.versions import VERSIONS_KEPT, Follower, Publisher
+from everlens.bus.witness import Witness
 from everlens.errors import (
     Diverged,
     IdConflict,
@@ -57,19 +58,26 @@ def stream(client: redis.Redis) -> Stream:
 
 
 @pytest.fixture
-def ask(server: EmbeddedServer, stream: Stream) -> Callable[..., object]:
+def witness(tmp_path) -> Iterator[Witness]:
+    made = Witness(tmp_path / "acknowledged")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ask(server: EmbeddedServer, stream: Stream, witness: Witness) -> Callable[..., object]:
     """Run one call of the service's half in an event loop of its own."""
 
     def run(
         call: Callable[[Admission], Awaitable[Answer]],
         samples_max: int = 100,
         bytes_max: int = 1 << 20,
+        classes_max: int = 100,
     ) -> Answer:
         async def once() -> Answer:
             connection = connect_async(server.url)
-            admission = Admission(
-                connection, stream.keys, samples_max=samples_max, bytes_max=bytes_max
-            )
+            limits = AdmissionLimits(samples_max, bytes_max, classes_max)
+            admission = Admission(connection, stream.keys, limits, witness)
             try:
                 return await call(admission)
             finally:
@@ -132,7 +140,7 @@ def test_full_backlog_refuses_all_but_repeats(ask, samples_max: int, bytes_max: 
 def test_trim_makes_room_and_keeps_the_ids(ask, stream: Stream) -> None:
     """What is learnt leaves the log and the limits, but its id is still known."""
     ask(lambda a: a.admit([sample("a"), sample("b")]), 2)
-    stream.trim(2, 1000)
+    stream.trim(2, 2, 1000)
 
     assert [] == stream.read(2, 10)
     assert 3 == ask(lambda a: a.admit([sample("c")]), 2)[0].seq
@@ -148,7 +156,7 @@ async def _backlog(admission: Admission) -> tuple[int, int, int]:
 def test_ids_are_forgotten_by_count(ask, stream: Stream) -> None:
     """Only the last `id_window` learnt ids are remembered: no clock decides it."""
     ask(lambda a: a.admit([sample(str(k)) for k in range(6)]))
-    stream.trim(6, 2)
+    stream.trim(6, 6, 2)
 
     assert [None, None, None, None, 5, 6] == [
         ask(lambda a, k=k: a.seq_of(str(k))) for k in range(6)
@@ -165,14 +173,16 @@ def test_paused_learner_takes_repeats_only(ask, stream: Stream) -> None:
     assert ask(lambda a: a.admit([sample("a")]))[0].repeated
 
 
-def test_admission_before_the_log_exists_asks_to_come_back(server: EmbeddedServer) -> None:
+def test_admission_before_the_log_exists_asks_to_come_back(server, witness) -> None:
     """A service that is quicker than its learner does not begin a log of its own."""
 
     async def early() -> None:
         connection = connect_async(server.url)
         keys = Keys(f"none-{uuid.uuid4().hex}")
         try:
-            await Admission(connection, keys, samples_max=9, bytes_max=99).admit([sample("a")])
+            await Admission(connection, keys, AdmissionLimits(9, 99, 9), witness).admit(
+                [sample("a")]
+            )
         finally:
             await connection.aclose()
 
@@ -215,7 +225,7 @@ def test_hole_in_the_log_is_noticed(ask, stream: Stream, client: redis.Redis) ->
 def test_trim_beyond_the_end_is_refused(stream: Stream) -> None:
     """A learner that knows more than the log stops: the log is an older copy."""
     with pytest.raises(Exception, match="AHEAD"):
-        stream.trim(5, 1000)
+        stream.trim(5, 5, 1000)
 
 
 def test_lease_is_kept_by_its_holder(stream: Stream, client: redis.Redis) -> None:

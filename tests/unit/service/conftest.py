@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -36,9 +37,9 @@ def photo(photos: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def settings(log_url: str, namespace: str) -> Settings:
+def settings(log_url: str, namespace: str, tmp_path: Path) -> Settings:
     """Settings of a service over the test's own log."""
-    return Settings(redis_url=log_url, namespace=namespace)
+    return Settings(redis_url=log_url, namespace=namespace, data_dir=tmp_path)
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import redis
 
-from everlens.bus.admission import Admission, Admittable
+from everlens.bus.admission import Admission, AdmissionLimits, Admittable
 from everlens.bus.connect import connect, connect_async
 from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
+from everlens.bus.witness import Witness
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion
@@ -23,14 +24,20 @@ from everlens.pixels import Pixels, encode_pixels
 from everlens.records import Receipt, Sample
 from everlens.wire import encode_sample
 from tests.pictures import NUMBERS, digits
-from worker.commit import StateFile
+from worker.generations import Generations
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
 
+LIMITS = AdmissionLimits(samples_max=1000, bytes_max=64 << 20, classes_max=1000)
 PACE = Pace(
-    batch_size=4, linger_s=0.01, adapter_every_batches=3, adapter_idle_s=60.0, id_window=1000
+    batch_size=4,
+    linger_s=0.01,
+    adapter_every_batches=3,
+    adapter_idle_s=60.0,
+    id_window=1000,
+    copy_every_batches=1000,
 )
 
 
@@ -74,7 +81,9 @@ class Bench:
     def admit_payloads(self, samples: Sequence[Admittable]) -> list[Receipt]:
         async def admit() -> list[Receipt]:
             connection = connect_async(self.url)
-            admission = Admission(connection, self.keys, samples_max=1000, bytes_max=64 << 20)
+            admission = Admission(
+                connection, self.keys, LIMITS, Witness(self.directory / self.keys.namespace)
+            )
             try:
                 return await admission.admit(samples)
             finally:
@@ -111,12 +120,19 @@ class Bench:
             replay_bytes,
             Fusion(),
         )
+        generations = Generations(self.directory / name / "learner.db")
+        try:
+            state = generations.open()
+        except BaseException:
+            generations.close()
+            raise
         return Loop(
             backbone or self.backbone,
             config,
             pace,
             stream=Stream(self.client, self.keys),
-            state=StateFile(self.directory / name / "learner.db"),
+            state=state,
+            generations=generations,
             numerics="test",
         )
 
