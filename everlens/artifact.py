@@ -15,7 +15,7 @@ from typing import Any
 
 from everlens.errors import PartError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST_BYTES_MAX = 1 << 20
 PART_BYTES_MAX = 256 << 20
 
@@ -32,7 +32,8 @@ class Manifest:
 
     `parent` is the digest of the manifest before it (empty for the first), `fingerprint` the base
     model that its tensors belong to. `gate` is what held-out samples said of the adapter that this
-    version brought, or of one that was held back; None where none was at stake.
+    version brought, or of one that was held back; None where none was at stake. `restored_from` is
+    the version that an activation went back to.
     """
 
     version: int
@@ -44,6 +45,7 @@ class Manifest:
     top_blocks: int
     parts: dict[str, str]
     gate: dict[str, Any] | None = None
+    restored_from: int | None = None
     format: int = FORMAT
 
     def encode(self) -> bytes:
@@ -72,7 +74,7 @@ def decode_manifest(content: bytes, digest: str) -> Manifest:
         fields = json.loads(content)
         if fields["format"] != FORMAT:
             raise PartError(f"manifest has format {fields['format']}, this version reads {FORMAT}")
-        manifest = Manifest(gate=fields.pop("gate"), **fields)
+        manifest = Manifest(**fields)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PartError(f"manifest is not one of ours: {error}") from error
     counts = [manifest.version, manifest.learned_through, manifest.samples, manifest.classes]
@@ -83,6 +85,7 @@ def decode_manifest(content: bytes, digest: str) -> Manifest:
         or not all(isinstance(name, str) for name in names)
         or not isinstance(manifest.parts, dict)
         or not isinstance(manifest.gate, dict | None)
+        or not isinstance(manifest.restored_from, int | None)
         or not all(isinstance(v, str) and len(v) == 64 for v in manifest.parts.values())
     ):
         raise PartError("manifest has a field of the wrong kind")

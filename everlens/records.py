@@ -20,6 +20,7 @@ class EntryKind(StrEnum):
     SAMPLE = "sample"
     CUT = "cut"  # the batch ends here: written when samples waited long enough
     ADAPTER = "adapter"  # the batch ends here and the adapter is published
+    ACTIVATE = "activate"  # alone in its batch: go on from an earlier version
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,24 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Activation:
+    """
+    The wish to go on from an earlier version, with all that a learner needs to do so.
+
+    Args:
+        version: the chosen one; 0 is the frozen base model.
+        learned_through: its last entry; samples after it are set aside.
+        adapter: its adapter part, empty where it has none.
+    """
+
+    version: int
+    learned_through: int
+    adapter: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of the log. `payload` is empty for control entries."""
+    """One entry of the log. `payload` is empty where its kind says all."""
 
     seq: int
     kind: EntryKind

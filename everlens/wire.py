@@ -1,20 +1,22 @@
 """
-Samples ⇄ the bytes that lie in the log. ③
+Samples and activations ⇄ the bytes that lie in the log. ③
 
 One payload is: two bytes format number, four bytes length of the header (big endian), the header
-as JSON, and the picture. No pickle; nothing here runs what it reads.
+as JSON, and the picture (of an activation, the adapter). No pickle; nothing here runs what it reads.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 
 from everlens.errors import WireError
 from everlens.records import (
     ID_CHARACTERS_MAX,
     LABEL_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
+    Activation,
     Sample,
 )
 
@@ -25,14 +27,19 @@ _HEADER_BYTES_MAX = 64 * 1024
 
 def encode_sample(sample: Sample) -> bytes:
     """Return the payload of a sample; equal samples give equal bytes."""
-    header = json.dumps(
-        {"id": sample.id, "label": sample.label, "text": sample.text},
-        ensure_ascii=False,
-        sort_keys=True,
-        separators=(",", ":"),
-    ).encode()
-    assert len(header) <= _HEADER_BYTES_MAX
-    return _PREFIX.pack(FORMAT, len(header)) + header + sample.image
+    return _encode({"id": sample.id, "label": sample.label, "text": sample.text}, sample.image)
+
+
+def encode_activation(activation: Activation) -> bytes:
+    """Return the payload of an activation."""
+    header = {"version": activation.version, "learned_through": activation.learned_through}
+    return _encode(header, activation.adapter)
+
+
+def _encode(header: Mapping[str, object], rest: bytes) -> bytes:
+    text = json.dumps(header, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    assert len(text) <= _HEADER_BYTES_MAX
+    return _PREFIX.pack(FORMAT, len(text)) + text + rest
 
 
 def decode_sample(payload: bytes) -> Sample:
@@ -42,6 +49,27 @@ def decode_sample(payload: bytes) -> Sample:
     Raises:
         WireError: anything else. The caller sends the entry to the dead letters.
     """
+    header, image = _decode(payload)
+    return Sample(
+        id=_string(header, "id", ID_CHARACTERS_MAX),
+        label=_string(header, "label", LABEL_CHARACTERS_MAX),
+        text=None if header.get("text") is None else _string(header, "text", TEXT_CHARACTERS_MAX),
+        image=image,
+    )
+
+
+def decode_activation(payload: bytes) -> Activation:
+    """
+    Return the activation that `encode_activation` wrote.
+
+    Raises:
+        WireError: anything else. The caller sends the entry to the dead letters.
+    """
+    header, adapter = _decode(payload)
+    return Activation(_count(header, "version"), _count(header, "learned_through"), adapter)
+
+
+def _decode(payload: bytes) -> tuple[dict[str, object], bytes]:
     if len(payload) < _PREFIX.size:
         raise WireError(f"payload of {len(payload)} bytes is shorter than its prefix")
     number, length = _PREFIX.unpack_from(payload)
@@ -56,12 +84,14 @@ def decode_sample(payload: bytes) -> Sample:
         raise WireError(f"payload header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise WireError("payload header is not an object")
-    return Sample(
-        id=_string(header, "id", ID_CHARACTERS_MAX),
-        label=_string(header, "label", LABEL_CHARACTERS_MAX),
-        text=None if header.get("text") is None else _string(header, "text", TEXT_CHARACTERS_MAX),
-        image=body[length:],
-    )
+    return header, body[length:]
+
+
+def _count(header: dict[str, object], field: str) -> int:
+    value = header.get(field)
+    if type(value) is not int or value < 0:
+        raise WireError(f"payload field {field!r} is not a count")
+    return value
 
 
 def _string(header: dict[str, object], field: str, characters_max: int) -> str:

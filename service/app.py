@@ -14,7 +14,7 @@ from service import problems
 from service.context import Service
 from service.limits import BodyLimits
 from service.metrics import RequestMetrics
-from service.routes import classify, health, insight, samples
+from service.routes import classify, health, insight, samples, versions
 
 
 def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
@@ -43,6 +43,6 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimits, bytes_max=settings.max_body_bytes)
     app.add_middleware(RequestMetrics, metrics=service.metrics)
-    for routes in (samples, classify, insight, health):
+    for routes in (samples, classify, insight, versions, health):
         app.include_router(routes.router)
     return app

@@ -307,7 +307,10 @@ def _fused(
         text_KE = torch.stack([vectors[name] for name in labels])
         return snapshot.answer(views, labels, text_KE), labels
     if snapshot.version == 0:  # the base has learnt no names: it ranks those learnt since
-        names, text_KE = current.classes.names, current.classes.text_CE
+        names, text_KE = current.learnt
+        names = current.classes.names if names is None else names
         return snapshot.answer(views, names, text_KE), names
-    classes = snapshot.classes
-    return snapshot.answer(views, None, classes.text_CE), classes.names
+    names, text_KE = snapshot.learnt
+    return snapshot.answer(
+        views, names, text_KE
+    ), snapshot.classes.names if names is None else names

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "id-conflict": (409, "The id was used before with another body"),
     "too-many-classes": (409, "There may be no more classes"),
     "nothing-learnt": (409, "No class is learnt yet"),
+    "version-gone": (410, "The version is no longer stored"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-content": (415, "The content type is not taken here"),
     "unsupported-image": (415, "The picture has a format that is not taken"),

@@ -115,6 +115,12 @@ class SampleOut(ReceiptOut):
     reason: str | None = None
 
 
+class PinOut(_Strict):
+    """The version that answers in place of the newest, if one is pinned."""
+
+    pinned: int | None
+
+
 class PredictionOut(_Strict):
     """One line of an answer."""
 

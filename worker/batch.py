@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from everlens.errors import WireError
 from everlens.pixels import decode_pixels
-from everlens.records import DeadLetter, Entry, EntryKind, clean_name
-from everlens.wire import decode_sample
+from everlens.records import Activation, DeadLetter, Entry, EntryKind, clean_name
+from everlens.wire import decode_activation, decode_sample
 from worker.learn.learner import LabelledPixels
 
 
@@ -20,6 +20,7 @@ class Batch:
     dead: list[DeadLetter]
     last_seq: int
     publishes_adapter: bool
+    activation: Activation | None = None
 
 
 def cut(entries: Sequence[Entry], batch_size: int) -> list[Entry] | None:
@@ -30,6 +31,8 @@ def cut(entries: Sequence[Entry], batch_size: int) -> list[Entry] | None:
     the time, so that a restarted learner makes the same batches.
     """
     for place, entry in enumerate(entries[:batch_size]):
+        if entry.kind is EntryKind.ACTIVATE:
+            return list(entries[: max(1, place)])  # alone, behind what came before it
         if entry.kind is not EntryKind.SAMPLE:
             return list(entries[: place + 1])
     return list(entries[:batch_size]) if len(entries) >= batch_size else None
@@ -45,7 +48,13 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         name_fits: whether the text tower reads the whole name.
     """
     samples, dead = [], []
+    activation = None
     for entry in entries:
+        if entry.kind is EntryKind.ACTIVATE:
+            try:
+                activation = decode_activation(entry.payload)
+            except WireError as error:
+                dead.append(DeadLetter(entry.seq, "", str(error)))
         if entry.kind is not EntryKind.SAMPLE:
             continue
         sample_id = ""
@@ -67,4 +76,5 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         dead=dead,
         last_seq=entries[-1].seq,
         publishes_adapter=any(entry.kind is EntryKind.ADAPTER for entry in entries),
+        activation=activation,
     )

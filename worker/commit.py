@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torch import Tensor
 from everlens.errors import DamagedState, StateError
 from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums
-from worker.learn.learner import Learner, LearnerConfig, Observation
+from worker.learn.learner import Learner, LearnerConfig, LearntRow, Observation
 from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
 from worker.rows import Rows
@@ -40,7 +40,7 @@ FORMAT = 3
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
 
-_TABLES = ("classes", "samples", "dead", "exemplars", "pending", "records", "blobs")
+_TABLES = ("classes", "samples", "aside", "dead", "exemplars", "pending", "records", "blobs")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS head (
     id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL, digest TEXT NOT NULL);
@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS samples (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, batch INTEGER NOT NULL,
     class_index INTEGER NOT NULL, feature BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
+CREATE TABLE IF NOT EXISTS aside (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, class_index INTEGER NOT NULL,
+    activation INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS dead (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL,
     digest BLOB NOT NULL);
@@ -81,6 +84,7 @@ class Progress:
     parent: str = ""  # of the version before
     parts: dict[str, str] = field(default_factory=dict)  # of the version, name → digest
     gate: dict[str, Any] | None = None  # of the version
+    restored_from: int | None = None  # likewise
     sums_batch: int = 0  # when the sums were saved last
     adapter_batch: int = 0  # when the adapter was published last
     adapter_moved: bool = False  # since then
@@ -151,6 +155,40 @@ class StateFile(Rows):
         if learner.sums is not None and learner.batch >= progress.sums_batch + SUMS_EVERY_BATCHES:
             self.save_blob("sums", save(learner.sums.tensors()))
             progress.sums_batch = learner.batch
+
+    def rows_after(self, seq: int) -> list[LearntRow]:
+        """Return what the sums took from the samples after an entry, in order."""
+        rows = self.db.execute(
+            "SELECT seq, id, class_index, feature FROM samples WHERE seq > ? ORDER BY seq", (seq,)
+        )
+        return [LearntRow(seq, id_, c, _vector(feature)) for seq, id_, c, feature in rows]
+
+    def save_activation(
+        self,
+        learner: Learner,
+        rows: Sequence[LearntRow],
+        forgotten: Sequence[int],
+        progress: Progress,
+    ) -> None:
+        """
+        Write what `Learner.go_back` changed.
+
+        Args:
+            learner: as it is now.
+            rows: the samples that are set aside; the ledger keeps their names.
+            forgotten: those of them that were exemplars.
+            progress: with the activation's entry as its cursor.
+        """
+        self.delete("samples", [row.seq for row in rows])
+        self.insert("aside", [(row.seq, row.id, row.class_index, progress.cursor) for row in rows])
+        self.delete("exemplars", forgotten)
+        self.clear("pending")
+        if learner.sums is not None and learner.factor is not None:
+            self.save_blob("sums", save(learner.sums.tensors()))
+            self.save_blob("factor", save({"factor_DD": learner.factor}))
+            progress.sums_batch = learner.batch
+        self.save_blob("tuner", save(learner.tuner.state()))
+        self.save_blob("accepted", save(learner.tuner.accepted))
 
     def save_parts(self, parts: dict[str, bytes]) -> None:
         """Write published parts that a start cannot make again, since what they were made of moved on."""

@@ -19,16 +19,24 @@ from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
-from everlens.errors import LogUnavailable, OtherLog, StateError
+from everlens.errors import LogUnavailable, OtherLog, PartError, StateError
 from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, base_snapshot
-from everlens.records import EntryKind
+from everlens.records import Activation, DeadLetter, EntryKind
 from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.generations import Generations
 from worker.learn.learner import Learner, LearnerConfig
-from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
+from worker.publication import (
+    adapter_parts,
+    evidence_parts,
+    go_back,
+    is_adapters,
+    is_made_once,
+    judged,
+    next_manifest,
+)
 
 log = logging.getLogger("everlens.worker")
 
@@ -103,9 +111,13 @@ class Loop:
             if batch is None:
                 continue
             started = time.monotonic()
-            self._observe(batch)
-            self._publish_soon()
-            self._tune()
+            if batch.activation is not None:
+                if not self._activate(batch, batch.activation):
+                    continue
+            else:
+                self._observe(batch)
+                self._publish_soon()
+                self._tune()
             if self.learner.batch % self.pace.copy_every_batches == 0:
                 self.generations.copy()
             self._measure(len(batch.samples), time.monotonic() - started)
@@ -184,6 +196,7 @@ class Loop:
                 parts,
                 cursor=self.progress.cursor,
                 gate=self.progress.gate,
+                restored_from=self.progress.restored_from,
             ),
             version=self.progress.version,
             parent=self.progress.parent,
@@ -269,8 +282,7 @@ class Loop:
         )
         with self.state.transaction():
             self.state.save_observation(self.learner, observation, self.progress)
-            # Not made again at a start: the weights in it are older than the state's.
-            self.state.save_parts({n: p for n, p in parts.items() if n.startswith("record/")})
+            self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_dead(batch.dead, manifest.version)
             self.state.save_progress(self.learner, self.progress)
         self._exchange(manifest, parts)
@@ -303,11 +315,44 @@ class Loop:
         if manifest is not None:
             self._exchange(manifest, parts)
 
+    def _activate(self, batch: Batch, activation: Activation) -> bool:
+        """Go on from an earlier version; return False when told to stop before."""
+        if not self._publish_before_next():
+            return False
+        rows = self.state.rows_after(activation.learned_through)
+        try:
+            forgotten = go_back(self.learner, activation, rows)
+        except (PartError, ValueError) as error:
+            letter = DeadLetter(batch.last_seq, "", f"version {activation.version}: {error}")
+            self._observe(replace(batch, activation=None, dead=[letter]))
+            return True
+        log.warning(
+            "going on from version %d; %d samples are set aside", activation.version, len(rows)
+        )
+        progress = self.progress
+        progress.parts = {n: d for n, d in progress.parts.items() if not is_adapters(n)}
+        parts = evidence_parts(self.learner, changed=None, refreshed=True)
+        if activation.adapter:
+            parts |= adapter_parts(self.learner)
+        manifest = next_manifest(
+            self.learner, progress, parts, cursor=batch.last_seq, restored_from=activation.version
+        )
+        self._advance(manifest)
+        progress.untuned = progress.adapter_moved = progress.adapter_due = False
+        progress.adapter_batch = self.learner.batch
+        with self.state.transaction():
+            self.state.save_activation(self.learner, rows, forgotten, progress)
+            self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
+            self.state.save_progress(self.learner, progress)
+        self._exchange(manifest, parts)
+        return True
+
     def _advance(self, manifest: Manifest) -> None:
         self.progress.parent = manifest.parent
         self.progress.version = manifest.version
         self.progress.digest = manifest.digest
         self.progress.gate = manifest.gate
+        self.progress.restored_from = manifest.restored_from
         self.progress.parts = dict(manifest.parts)
         self.progress.cursor = manifest.learned_through
 

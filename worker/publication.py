@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everlens.artifact import Manifest, digest_of
+from everlens.errors import PartError
 from everlens.model.parts import (
     CHUNK,
     build_snapshot,
     chunks_of,
+    decode_adapter,
     encode_adapter,
     encode_classes,
     encode_evidence,
@@ -21,8 +24,9 @@ from everlens.model.parts import (
     encode_record,
 )
 from everlens.model.snapshot import Snapshot
+from everlens.records import Activation
 from worker.commit import Progress
-from worker.learn.learner import Learner
+from worker.learn.learner import Learner, LearntRow
 
 
 def evidence_parts(
@@ -70,6 +74,31 @@ def adapter_parts(learner: Learner) -> dict[str, bytes]:
     return parts
 
 
+def is_adapters(name: str) -> bool:
+    """Return whether a part is the adapter's."""
+    return name == "adapter" or name.startswith("adapter/")
+
+
+def is_made_once(name: str) -> bool:
+    """Return whether a start cannot make a part again, since the weights in it moved on."""
+    return is_adapters(name) or name.startswith("record/")
+
+
+def go_back(learner: Learner, activation: Activation, rows: Sequence[LearntRow]) -> list[int]:
+    """
+    Let the learner go on from an earlier version; return the exemplars that left the buffer.
+
+    Raises:
+        PartError, ValueError: its adapter is not one of this learner's; nothing was changed.
+    """
+    tensors: dict[str, Tensor] = {}
+    if activation.adapter:
+        tensors, spec = decode_adapter(activation.adapter)
+        if spec != learner.config.adapter:
+            raise PartError("its adapter was made with other settings")
+    return learner.go_back(tensors, rows)
+
+
 def judged(
     learner: Learner, progress: Progress, parts: dict[str, bytes], present: Snapshot
 ) -> tuple[Manifest, dict[str, bytes]]:
@@ -98,6 +127,7 @@ def next_manifest(
     *,
     cursor: int,
     gate: dict[str, Any] | None = None,
+    restored_from: int | None = None,
 ) -> Manifest:
     """Return the manifest of the version after `progress`, with these parts exchanged."""
     return Manifest(
@@ -110,4 +140,5 @@ def next_manifest(
         top_blocks=learner.config.adapter.top_blocks,
         parts={**progress.parts, **{name: digest_of(part) for name, part in parts.items()}},
         gate=gate,
+        restored_from=restored_from,
     )

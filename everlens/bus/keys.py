@@ -12,6 +12,8 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 | lease      | string | who learns; expires                                       | seconds          |
 | head       | string | `version digest` of the current manifest                  | for ever         |
 | manifest:N | string | the manifest of version N                                 | while kept       |
+| manifests  | zset   | the versions whose manifest is stored                     | while kept       |
+| pin        | string | the version that is served in place of the head           | until unpinned   |
 | part:D     | string | the part whose SHA-256 is D                               | while referenced |
 | lineage    | hash   | version → one line about it                               | the last 10,000  |
 | learned    | zset   | version by the last seq that it has learnt                | the last 10,000  |
@@ -64,6 +66,14 @@ class Keys:
     @property
     def head(self) -> str:
         return self._key("head")
+
+    @property
+    def manifests(self) -> str:
+        return self._key("manifests")
+
+    @property
+    def pin(self) -> str:
+        return self._key("pin")
 
     @property
     def lineage(self) -> str:

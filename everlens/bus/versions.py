@@ -69,6 +69,7 @@ class Publisher:
                 "adapter": manifest.parts.get("adapter", ""),
                 "digest": manifest.digest,
                 "gate": manifest.gate,
+                "restored_from": manifest.restored_from,
             }
         )
         part_keys = [self.keys.part(digest) for digest in sorted(set(manifest.parts.values()))]
@@ -82,6 +83,7 @@ class Publisher:
                     self.keys.lineage,
                     self.keys.learned,
                     self.keys.dead,
+                    self.keys.manifests,
                 ],
                 args=[
                     self.stream.epoch,
@@ -126,24 +128,33 @@ class Publisher:
             )
 
     def collect(self, newest: int) -> None:
-        """Delete the manifest that left the last `VERSIONS_KEPT`, with the parts only it named."""
-        oldest_kept = newest - VERSIONS_KEPT + 1
+        """Delete all but the last `VERSIONS_KEPT` manifests and the pinned one, and their parts."""
+        keys = self.keys
         with reaching_the_log():
-            gone = self.client.get(self.keys.manifest(oldest_kept - 1))
-            if gone is None:
+            pipe = self.client.pipeline(transaction=True)
+            pipe.zrange(keys.manifests, 0, -1)
+            pipe.get(keys.pin)
+            stored, pin = pipe.execute()
+            versions = [int(version) for version in stored]
+            pinned, _ = _parse_head(pin)
+            gone = [v for v in versions if v <= newest - VERSIONS_KEPT and v != pinned]
+            if not gone:
                 return
-            kept = self.client.mget([self.keys.manifest(v) for v in range(oldest_kept, newest + 1)])
-        named = {d for manifest in kept if manifest for d in _part_digests(manifest)}
-        dropped = sorted(_part_digests(gone) - named)
+            manifests = self.client.mget([keys.manifest(version) for version in versions])
+        named: dict[bool, set[str]] = {True: set(), False: set()}
+        for version, manifest in zip(versions, manifests, strict=True):
+            named[version in gone] |= _part_digests(manifest) if manifest else set()
         with reaching_the_log():
             raise_for(
                 self._collect(
                     keys=[
-                        self.keys.meta,
-                        self.keys.manifest(oldest_kept - 1),
-                        *(self.keys.part(digest) for digest in dropped),
+                        keys.meta,
+                        keys.manifests,
+                        keys.pin,
+                        *(keys.manifest(version) for version in gone),
+                        *(keys.part(digest) for digest in sorted(named[True] - named[False])),
                     ],
-                    args=[self.stream.epoch, self.stream.fence],
+                    args=[self.stream.epoch, self.stream.fence, text(pin or b""), *gone],
                 )
             )
 
@@ -159,11 +170,36 @@ class Follower:
     def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
+        self._pin = client.register_script(script("pin"))
 
     async def head(self) -> tuple[int, str]:
-        """Return version and digest of the head; (0, "") before the first publication."""
+        """Return version and digest to serve: the pinned, or the head; (0, "") before the first."""
         with reaching_the_log():
-            return _parse_head(await self.client.get(self.keys.head))
+            pin, head = await self.client.mget([self.keys.pin, self.keys.head])
+        return _parse_head(pin or head)
+
+    async def pinned(self) -> int | None:
+        """Return the version that is served in place of the head, if one is."""
+        with reaching_the_log():
+            pin = await self.client.get(self.keys.pin)
+        return None if pin is None else _parse_head(pin)[0]
+
+    async def pin(self, version: int, digest: str) -> bool:
+        """Let every service serve a version from now on; return False where it is not kept."""
+        return await self._set_pin(version, str(version), digest)
+
+    async def unpin(self) -> None:
+        """Let every service serve the head again."""
+        await self._set_pin(0, "", "")
+
+    async def _set_pin(self, version: int, written: str, digest: str) -> bool:
+        keys = self.keys
+        with reaching_the_log():
+            answer = await self._pin(
+                keys=[keys.manifest(version), keys.manifests, keys.pin, keys.head],
+                args=[written, digest],
+            )
+        return text(answer[0]) == "OK"
 
     async def heads(self, poll_s: float = 1.0) -> AsyncIterator[tuple[int, str]]:
         """Yield the head again and again: at every hint, and at least every `poll_s`."""
@@ -211,12 +247,19 @@ class Follower:
         """Return one record for each remembered version, the newest first."""
         with reaching_the_log():
             rows = await self.client.hgetall(self.keys.lineage)
-        records = []
-        for version, row in rows.items():
-            published_at, _, line = text(row).partition(" ")
-            records.append({"version": int(version), "published_at": int(published_at)})
-            records[-1].update(json.loads(line))
+        records = [_record(int(version), row) for version, row in rows.items()]
         return sorted(records, key=lambda record: -record["version"])
+
+    async def record(self, version: int) -> dict[str, Any] | None:
+        """Return what is remembered of one version."""
+        with reaching_the_log():
+            row = await self.client.hget(self.keys.lineage, str(version))
+        return None if row is None else _record(version, row)
+
+
+def _record(version: int, row: bytes | str) -> dict[str, Any]:
+    published_at, _, line = text(row).partition(" ")
+    return {"version": version, "published_at": int(published_at), **json.loads(line)}
 
 
 def _parse_head(head: bytes | str | None) -> tuple[int, str]:

@@ -82,6 +82,23 @@ def encode_adapter(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> bytes:
     return save({"spec": torch.from_numpy(record.copy()), **whole})
 
 
+def decode_adapter(content: bytes) -> tuple[dict[str, Tensor], AdapterSpec]:
+    """
+    Return what `encode_adapter` wrote.
+
+    Raises:
+        PartError: anything else.
+    """
+    try:
+        tensors = load(content)
+        spec = AdapterSpec(**json.loads(tensors.pop("spec").numpy().tobytes()))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise PartError(f"an adapter cannot be read: {error}") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise PartError("an adapter holds a number that is not finite")
+    return tensors, spec
+
+
 def encode_fusion(fusion: Fusion) -> bytes:
     """Return the constants of the fusion."""
     return save({"fusion": torch.tensor(astuple(fusion), dtype=torch.float64)})

@@ -146,6 +146,19 @@ class Snapshot:
         padded = torch.cat([self.classes.count_C, self.classes.count_C.new_zeros(1)])
         return padded[torch.tensor(classes)]
 
+    @property
+    def learnt(self) -> tuple[Sequence[str] | None, Tensor]:
+        """
+        The classes that have a label, as `names` and `text_KE` of `scores`.
+
+        None of them is missing (`names` is None then) unless all samples of one were forgotten.
+        """
+        classes = self.classes
+        index_K = classes.count_C.nonzero()[:, 0]
+        if len(index_K) == len(classes.names):
+            return None, classes.text_CE
+        return [classes.names[k] for k in index_K.tolist()], classes.text_CE[index_K]
+
     def records(self) -> list[dict[str, float | None]]:
         """Return what is known of each class, by the names of `RECORD`."""
         rows = self.record_CR.tolist()

@@ -25,6 +25,7 @@ _BASE_VERSION = {
     "adapter": "",
     "digest": "",
     "gate": None,
+    "restored_from": None,
 }
 
 
@@ -44,6 +45,7 @@ async def get_classes(request: Request) -> Response:
         for index, (name, count, record) in enumerate(
             zip(snapshot.classes.names, counts, snapshot.records(), strict=True)
         )
+        if count
     ]
     return answer({"classes": records, "version": snapshot.version})
 
@@ -54,7 +56,7 @@ async def get_class(request: Request, name: str) -> Response:
     snapshot = service_of(request).ready().serving.current
     name = as_written(name)
     index = snapshot.classes.index.get(name)
-    if index is None:
+    if index is None or not snapshot.samples(name):
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
     about = {"label": name, "samples": snapshot.samples(name), "index": index}
     return answer(about | snapshot.records()[index] | {"version": snapshot.version})
@@ -76,9 +78,9 @@ async def get_version(request: Request, version: Annotated[int, Path(ge=0)]) -> 
     """One version of the lineage; 0 is the frozen base model."""
     if version == 0:
         return answer(_BASE_VERSION)
-    for record in await service_of(request).follower.lineage():
-        if record["version"] == version:
-            return answer(record)
+    record = await service_of(request).follower.record(version)
+    if record is not None:
+        return answer(record)
     raise Problem("unknown-version", f"version {version} is not remembered; see GET /versions")
 
 
@@ -95,6 +97,7 @@ async def get_learning(request: Request) -> Response:
         "accepted_through": backlog.seq,
         "backlog": {"entries": backlog.entries, "bytes": backlog.bytes},
         "paused": backlog.paused or None,
+        "pinned": await service.follower.pinned(),
         "learner": await service.log.learner(),
         "refused_versions": [asdict(refused) for refused in model.swaps.refused.values()],
     }

@@ -9,7 +9,7 @@ Shape suffixes: B samples, D features, E joint space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,6 +179,33 @@ class Learner:
             len(self.class_names),
         )
 
+    def go_back(self, adapter: Mapping[str, Tensor], rows: Sequence[LearntRow]) -> list[int]:
+        """
+        Go on from an earlier version: its adapter, and the sums without what came after it.
+
+        What was learnt of the experts stays: it is about the stream, not about these samples.
+
+        Args:
+            adapter: the version's tensors by `<tower>.<map>.<A or B>`; empty for none.
+            rows: what the sums took from the samples to be set aside.
+
+        Returns:
+            The seqs of the exemplars that left the buffer.
+
+        Raises:
+            ValueError: the adapter is not of this learner's maps; nothing was changed.
+        """
+        self.tuner.go_back(adapter)
+        self.batch += 1
+        self.pending = []
+        if rows:
+            assert self.sums is not None
+            features_ND = torch.stack([row.feature_D for row in rows])
+            self.sums.subtract(features_ND, [row.class_index for row in rows])
+            self.factor = self.sums.factor()
+            self.factor_samples = self.samples
+        return self.replay.forget([(row.seq, row.class_index) for row in rows])
+
     @torch.no_grad()
     def fit_adapter_head(self) -> Head | None:
         """Return the closed form on the features as they are tuned now, from the buffer alone."""
@@ -284,24 +311,26 @@ class Learner:
         self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
     ) -> list[int]:
         """Score the samples of classes that the snapshot knows; return those classes."""
-        known = snapshot.classes
-        if not known.names:
+        names, text_KE = snapshot.learnt
+        if not len(text_KE):
             return []
-        scores = snapshot.scores(views, None, known.text_CE).cpu()
-        self.fusing.record(scores, [known.index.get(sample.label, -1) for sample in batch])
+        scores = snapshot.scores(views, names, text_KE).cpu()
+        known = snapshot.classes.names if names is None else names
+        place_of = {name: place for place, name in enumerate(known)}
+        self.fusing.record(scores, [place_of.get(sample.label, -1) for sample in batch])
         best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
         expert_BX = _votes(scores)
         for sample, best, expert_X in zip(batch, best_B, expert_BX, strict=True):
-            class_index = known.index.get(sample.label)
-            if class_index is None:
+            place = place_of.get(sample.label)
+            if place is None:
                 continue
-            self.prequential.record(right=best == class_index)
+            self.prequential.record(right=best == place)
             self.records.record(
-                class_index,
-                right=best == class_index,
-                experts=[vote == class_index for vote in expert_X],
+                self.class_index[sample.label],
+                right=best == place,
+                experts=[vote == place for vote in expert_X],
             )
-        return sorted({known.index[s.label] for s in batch if s.label in known.index})
+        return sorted({self.class_index[s.label] for s in batch if s.label in place_of})
 
     def _held_out(self, batch: Sequence[LabelledPixels], class_B: Sequence[int]) -> list[bool]:
         """Return which samples of a batch are held out; to be asked before the sums know them."""

@@ -115,6 +115,23 @@ class ReplayBuffer:
             evicted += [seq for seq in gone if added.pop(seq, None) is None]
         return BufferChange(list(added.values()), evicted)
 
+    def forget(self, samples: Iterable[tuple[int, int]]) -> list[int]:
+        """
+        Take samples out as if they had never come; return the seqs of those that were kept.
+
+        Args:
+            samples: seq and class index of each.
+        """
+        gone: list[int] = []
+        for seq, class_index in samples:
+            shelf = self._shelves[class_index]
+            shelf.seen -= 1
+            for place, exemplar in enumerate(shelf.exemplars):
+                if exemplar.seq == seq:
+                    gone.append(self._take(shelf, place))
+                    break
+        return gone
+
     def draw(self, count: int, generator: Generator) -> list[Exemplar]:
         """
         Return up to `count` exemplars, one a class, going round all classes.
@@ -168,7 +185,10 @@ class ReplayBuffer:
         self.bytes += exemplar.bytes
 
     def _drop(self, shelf: _Shelf, generator: Generator) -> int:
-        gone = shelf.exemplars.pop(_below(len(shelf.exemplars), generator))
+        return self._take(shelf, _below(len(shelf.exemplars), generator))
+
+    def _take(self, shelf: _Shelf, place: int) -> int:
+        gone = shelf.exemplars.pop(place)
         shelf.bytes -= gone.bytes
         shelf.trainable -= not gone.held_out
         self.bytes -= gone.bytes

@@ -249,6 +249,25 @@ class Tuner:
         self.load_state(self.accepted)
         self.steps_taken = steps_taken
 
+    def go_back(self, adapter: Mapping[str, Tensor]) -> None:
+        """
+        Take these tensors for the adapter, without moments; none stand for the frozen model.
+
+        Raises:
+            ValueError: they are not of this adapter's maps and shapes.
+        """
+        if adapter:
+            shapes = {name: tensor.shape for name, tensor in adapter.items()}
+            if shapes != {name: tensor.shape for name, tensor in self.parameters.items()}:
+                raise ValueError("the adapter bends other maps than this learner tunes")
+        self.optimiser.state.clear()
+        for name, parameter in self.parameters.items():
+            if adapter:
+                parameter.data.copy_(adapter[name])
+            elif name.endswith(".B"):
+                parameter.data.zero_()
+        self.accept()
+
     def state(self) -> dict[str, Tensor]:
         """Return all that the next step depends on: tensors, moments and counts."""
         state = {f"adapter.{name}": tensor for name, tensor in self.adapter().items()}

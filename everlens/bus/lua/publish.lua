@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Move the head to the next version. Its parts were stored before under their digests.
--- KEYS: meta, head, manifest, lineage, learned, dead.
+-- KEYS: meta, head, manifest, lineage, learned, dead, manifests.
 -- ARGV: epoch, fence, version, digest, parent digest, manifest, learned_through, line about it,
 --       lineage_max, number of parts, their keys ..., then pairs: seq of a dead sample, reason.
 local epoch, fence, version, digest, parent = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -15,7 +15,11 @@ if head then
   head_version, head_digest = tonumber(number), hash
 end
 if version == head_version then
-  if digest == head_digest then return {'OK', 'repeat'} end
+  if digest == head_digest then
+    redis.call('SET', KEYS[3], ARGV[6])  -- of a head that was set without it, by a reconciliation
+    redis.call('ZADD', KEYS[7], ARGV[3], ARGV[3])
+    return {'OK', 'repeat'}
+  end
   return {'DIVERGED', head_digest}
 end
 if version < head_version then return {'OLD', tostring(head_version)} end
@@ -27,6 +31,7 @@ for i = 1, parts do
 end
 for i = 11 + parts, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
 redis.call('SET', KEYS[3], ARGV[6])
+redis.call('ZADD', KEYS[7], ARGV[3], ARGV[3])
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[4], ARGV[3], now[1] .. ' ' .. ARGV[8])
 -- The first version that learnt through an entry is the one that learnt it.
