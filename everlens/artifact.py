@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from everlens.errors import PartError
 FORMAT = 3
 MANIFEST_BYTES_MAX = 1 << 20
 PART_BYTES_MAX = 256 << 20
+_NUMBER_MAX = 1 << 53  # what every reader of JSON keeps exactly
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def digest_of(content: bytes) -> str:
@@ -63,8 +66,8 @@ def decode_manifest(content: bytes, digest: str) -> Manifest:
     Return the manifest whose bytes have this digest.
 
     Raises:
-        PartError: other bytes, another format, or fields that are not a manifest's. The caller
-            keeps the version it has.
+        PartError: other bytes, another format, fields that are not a manifest's, or not in the one
+            form that `encode` gives them. The caller keeps the version it has.
     """
     if len(content) > MANIFEST_BYTES_MAX:
         raise PartError(f"manifest has {len(content)} bytes, at most {MANIFEST_BYTES_MAX} are read")
@@ -75,21 +78,33 @@ def decode_manifest(content: bytes, digest: str) -> Manifest:
         if fields["format"] != FORMAT:
             raise PartError(f"manifest has format {fields['format']}, this version reads {FORMAT}")
         manifest = Manifest(**fields)
+        canonical = manifest.encode()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PartError(f"manifest is not one of ours: {error}") from error
     counts = [manifest.version, manifest.learned_through, manifest.samples, manifest.classes]
-    counts.append(manifest.top_blocks)
-    names = (manifest.parent, manifest.fingerprint)
+    counts += [manifest.top_blocks, manifest.format]
     if (
-        not all(type(number) is int and number >= 0 for number in counts)
-        or not all(isinstance(name, str) for name in names)
+        not all(_is_count(number) for number in counts)
         or not isinstance(manifest.parts, dict)
         or not isinstance(manifest.gate, dict | None)
-        or not isinstance(manifest.restored_from, int | None)
-        or not all(isinstance(v, str) and len(v) == 64 for v in manifest.parts.values())
+        or not (manifest.restored_from is None or _is_count(manifest.restored_from))
+        or not all(is_digest(d) for d in (manifest.fingerprint, *manifest.parts.values()))
+        or not (manifest.parent == "" or is_digest(manifest.parent))
     ):
         raise PartError("manifest has a field of the wrong kind")
+    # A field twice, or a blank more: the digest that we give it would not be the head's.
+    if canonical != content:
+        raise PartError("manifest is not in the form in which it is written")
     return manifest
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number <= _NUMBER_MAX
+
+
+def is_digest(name: object) -> bool:
+    """Return whether this is a SHA-256 in hex."""
+    return isinstance(name, str) and _DIGEST.fullmatch(name) is not None
 
 
 def check_part(content: bytes | None, digest: str) -> bytes:

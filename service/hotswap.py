@@ -21,7 +21,7 @@ import torch
 from everlens.bus.versions import Follower
 from everlens.errors import LogUnavailable, PartError
 from everlens.model.backbone import Backbone
-from everlens.model.parts import build_snapshot
+from everlens.model.parts import build_snapshot, check_manifest
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
 from service.batcher import Batcher
@@ -30,15 +30,16 @@ from service.serving import Serving
 
 TRIES = 3
 _REFUSED_KEPT = 16
+_REASON_CHARACTERS_MAX = 500
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class RefusedVersion:
-    """A published version that this service could not use."""
+    """A published version that this service could not use; without a number if the head has none."""
 
-    version: int
+    version: int | None
     reason: str
     tries: int
 
@@ -65,9 +66,16 @@ class HotSwap:
 
     async def follow(self, poll_s: float = 1.0) -> None:
         """Swap in every new head, for ever; the log may go and come back meanwhile."""
-        async for version, digest in self.follower.heads(poll_s):
-            with contextlib.suppress(LogUnavailable):
-                await self._look(version, digest)
+        while True:
+            try:
+                async with contextlib.aclosing(self.follower.heads(poll_s)) as heads:
+                    async for version, digest in heads:
+                        with contextlib.suppress(LogUnavailable):
+                            await self._look(version, digest)
+            except PartError as error:  # of the head itself
+                self._refuse(None, "head", str(error))
+                self.settled.set()
+            await asyncio.sleep(poll_s)
 
     async def _look(self, version: int, digest: str) -> None:
         if version == 0 or digest == self.serving.current.digest or self._is_bad(digest):
@@ -87,6 +95,7 @@ class HotSwap:
         started = time.monotonic()
         previous = self.serving.current
         manifest = await self.follower.manifest(version, digest)
+        check_manifest(previous.backbone, manifest)  # before anything is fetched for it
         parts = {
             part: await self.follower.part(part)
             for part in sorted(set(manifest.parts.values()))
@@ -105,14 +114,15 @@ class HotSwap:
     def _is_bad(self, digest: str) -> bool:
         return digest in self.refused and self.refused[digest].tries >= TRIES
 
-    def _refuse(self, version: int, digest: str, reason: str) -> None:
+    def _refuse(self, version: int | None, digest: str, reason: str) -> None:
+        reason = _printable(reason)
         self.metrics.refused_versions.inc()
         if digest in self.refused:
             self.refused[digest].tries += 1
             return
         log.error(
-            "version %d is refused, version %d goes on answering: %s",
-            version,
+            "%s is refused, version %d goes on answering: %s",
+            "the head" if version is None else f"version {version}",
             self.serving.current.version,
             reason,
         )
@@ -130,18 +140,26 @@ async def warm(batcher: Batcher, snapshot: Snapshot) -> None:
     """
     try:
         await batcher.call(partial(_probe, snapshot))
-    except (RuntimeError, ValueError, IndexError) as error:
+    except PartError:
+        raise
+    except Exception as error:  # whatever a hostile part makes the libraries raise
         raise PartError(f"version {snapshot.version} cannot answer: {error}") from error
 
 
 def _probe(snapshot: Snapshot) -> None:
     views = snapshot.see([probe_picture(snapshot.backbone)])
-    sums_B = views.embedding_BE.sum(dim=-1)
+    sums_B = torch.stack([view.sum(dim=-1) for view in views if view is not None]).sum(dim=0)
     if snapshot.classes.names:
         text_CE = snapshot.classes.text_CE
         sums_B = sums_B + snapshot.answer(views, None, text_CE).probability_BK.sum(dim=-1)
     if not bool(torch.isfinite(sums_B).all()):
         raise PartError(f"version {snapshot.version} answers with numbers that are not finite")
+
+
+def _printable(reason: str) -> str:
+    """Return a reason as people may be shown it: it can quote what a stranger wrote."""
+    shown = (c if c.isprintable() else ascii(c)[1:-1] for c in reason[:_REASON_CHARACTERS_MAX])
+    return "".join(shown)
 
 
 def probe_picture(backbone: Backbone) -> Pixels:

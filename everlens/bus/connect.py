@@ -43,7 +43,8 @@ def connect_async(url: str) -> redis.asyncio.Redis:
 @contextlib.contextmanager
 def reaching_the_log() -> Iterator[None]:
     """
-    Turn what the client library raises when the server is away into `LogUnavailable`.
+    Turn what the client library raises when the server is away, full or refuses its user into
+    `LogUnavailable`.
 
     The last command may or may not have taken effect; only a call with the same id or the same
     cursor may be made again.
@@ -53,6 +54,7 @@ def reaching_the_log() -> Iterator[None]:
     except (
         redis.ConnectionError,
         redis.TimeoutError,
+        redis.exceptions.NoPermissionError,
         redis.exceptions.OutOfMemoryError,
         redis.exceptions.ReadOnlyError,
     ) as error:

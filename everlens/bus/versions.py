@@ -10,13 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from everlens.artifact import Manifest, check_part, decode_manifest
+from everlens.artifact import (
+    MANIFEST_BYTES_MAX,
+    PART_BYTES_MAX,
+    Manifest,
+    check_part,
+    decode_manifest,
+)
 from everlens.bus.connect import reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.bus.scripts import raise_for, script, text
@@ -26,6 +33,8 @@ from everlens.records import DeadLetter
 
 VERSIONS_KEPT = 8
 LINEAGE_MAX = 10_000
+_HEAD = re.compile(r"(\d{1,16}) ([0-9a-f]{64})")
+_HEAD_BYTES_MAX = 16 + 1 + 64
 
 
 class Publisher:
@@ -173,10 +182,14 @@ class Follower:
         self._pin = client.register_script(script("pin"))
 
     async def head(self) -> tuple[int, str]:
-        """Return version and digest to serve: the pinned, or the head; (0, "") before the first."""
-        with reaching_the_log():
-            pin, head = await self.client.mget([self.keys.pin, self.keys.head])
-        return _parse_head(pin or head)
+        """
+        Return version and digest to serve: the pinned, or the head; (0, "") before the first.
+
+        Raises:
+            PartError: it is not a head.
+        """
+        pin = await self._read(self.keys.pin, _HEAD_BYTES_MAX)
+        return _parse_head(pin or await self._read(self.keys.head, _HEAD_BYTES_MAX))
 
     async def pinned(self) -> int | None:
         """Return the version that is served in place of the head, if one is."""
@@ -201,8 +214,13 @@ class Follower:
             )
         return text(answer[0]) == "OK"
 
-    async def heads(self, poll_s: float = 1.0) -> AsyncIterator[tuple[int, str]]:
-        """Yield the head again and again: at every hint, and at least every `poll_s`."""
+    async def heads(self, poll_s: float = 1.0) -> AsyncGenerator[tuple[int, str], None]:
+        """
+        Yield the head again and again: at every hint, and at least every `poll_s`.
+
+        Raises:
+            PartError: it is not a head; begin again later.
+        """
         while True:
             async with self.client.pubsub(ignore_subscribe_messages=True) as hints:
                 with contextlib.suppress(LogUnavailable):
@@ -221,11 +239,9 @@ class Follower:
         Raises:
             PartError: missing, damaged, or of another version than its key says.
         """
-        with reaching_the_log():
-            content = await self.client.get(self.keys.manifest(version))
+        content = await self._read(self.keys.manifest(version), MANIFEST_BYTES_MAX)
         if content is None:
             raise PartError(f"the manifest of version {version} is no longer stored")
-        assert isinstance(content, bytes)  # connections do not decode
         manifest = decode_manifest(content, digest)
         if manifest.version != version:
             raise PartError(f"the manifest under {version} says it is version {manifest.version}")
@@ -238,10 +254,29 @@ class Follower:
         Raises:
             PartError: missing, too large or damaged.
         """
+        return check_part(await self._read(self.keys.part(digest), PART_BYTES_MAX), digest)
+
+    async def _read(self, key: str, bytes_max: int) -> bytes | None:
+        """
+        Return what a key holds, None where that is nothing.
+
+        Its length is asked first: what is too long never gets here.
+
+        Raises:
+            PartError: it holds more bytes, or no bytes at all but a list or a hash.
+        """
         with reaching_the_log():
-            content = await self.client.get(self.keys.part(digest))
-        assert not isinstance(content, str)  # connections do not decode
-        return check_part(content, digest)
+            try:
+                size = await self.client.strlen(key)
+                if size > bytes_max:
+                    raise PartError(f"{key} has {size} bytes, at most {bytes_max} are read")
+                content = await self.client.getrange(key, 0, bytes_max - 1)
+            except redis.exceptions.NoPermissionError:
+                raise
+            except redis.ResponseError as error:
+                raise PartError(f"{key} cannot be read: {error}") from error
+        assert isinstance(content, bytes)  # connections do not decode
+        return content or None
 
     async def lineage(self) -> list[dict[str, Any]]:
         """Return one record for each remembered version, the newest first."""
@@ -265,9 +300,14 @@ def _record(version: int, row: bytes | str) -> dict[str, Any]:
 def _parse_head(head: bytes | str | None) -> tuple[int, str]:
     if head is None:
         return 0, ""
-    version, _, digest = text(head).partition(" ")
-    return int(version), digest
+    found = _HEAD.fullmatch(head.decode("latin-1") if isinstance(head, bytes) else head)
+    if found is None:
+        raise PartError(f"the head is {head[:80]!r}, not a version and its digest")
+    return int(found[1]), found[2]
 
 
 def _part_digests(manifest: bytes | str) -> set[str]:
-    return set(json.loads(manifest)["parts"].values())
+    try:
+        return set(json.loads(manifest)["parts"].values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PartError(f"a stored manifest is not one of ours: {error!r}") from error

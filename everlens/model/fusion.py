@@ -86,6 +86,21 @@ class Fusion:
     text_slope: float = 0.0
 
 
+# What each constant may be, ends included. Wider than anything that is learnt; beyond it an answer
+# would be turned upside down, or be no number.
+RANGES = {
+    "kappa": (0.0, 1e3),
+    "text_power": (0.0, 1e2),
+    "sharpness": (0.0, 1e2),
+    "scale": (0.0, 1e3),
+    "adapter": (0.0, 1.0),
+    "threshold": (-1.0, 1.0),
+    "slope": (0.0, 1e3),
+    "text_center": (-1e4, 1e4),
+    "text_slope": (0.0, 1e2),
+}
+
+
 def fuse(scores: Scores, fusion: Fusion) -> Fused:
     """
     Return probability_BK over the candidates, each row summing to one, and known_B.

@@ -18,6 +18,7 @@ Each is a safetensors blob: nothing in it can run. Equal content gives equal byt
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
 from functools import partial
@@ -25,19 +26,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from everlens.artifact import Manifest
 from everlens.errors import PartError
 from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
-from everlens.model.fusion import Fusion
+from everlens.model.forms import check_form, read_json, read_tensors
+from everlens.model.fusion import RANGES, Fusion
 from everlens.model.heads import EvidenceHead, class_vectors
 from everlens.model.snapshot import RECORD, Classes, Snapshot
+from everlens.records import LABEL_CHARACTERS_MAX, clean_name
 
 CHUNK = 1024
+
+# A letter has at most four bytes; quotes, comma and blank stand around a name.
+_NAMES_BYTES_MAX = CHUNK * (4 * LABEL_CHARACTERS_MAX + 4)
+_SPEC_BYTES_MAX = 1024
+_RANK_MAX = 4096
+_COUNT_MAX = 1 << 53  # what every reader of JSON keeps exactly
+_UNIT_TOLERANCE = 1e-3
 
 # Stands for NaN in `record/N`, since a part with a number that is not finite is refused.
 _UNKNOWN = -1.0
@@ -104,6 +113,44 @@ def encode_fusion(fusion: Fusion) -> bytes:
     return save({"fusion": torch.tensor(astuple(fusion), dtype=torch.float64)})
 
 
+def check_manifest(backbone: Backbone, manifest: Manifest) -> None:
+    """
+    Return when this base model can build the version, going by its manifest alone.
+
+    Raises:
+        PartError: another base model, or parts that no version of so many classes has.
+    """
+    if manifest.fingerprint != backbone.fingerprint:
+        raise PartError(
+            f"version {manifest.version} belongs to base model {manifest.fingerprint[:12]}, "
+            f"this service runs {backbone.name} {backbone.fingerprint[:12]}; start both halves "
+            "with the same EVERLENS_MODEL"
+        )
+    if manifest.top_blocks > len(backbone.image_tower.blocks):
+        raise PartError(f"the image tower cannot be cut at {manifest.top_blocks} blocks")
+    names = manifest.parts.keys()
+    chunks = -(-manifest.classes // CHUNK)
+    if chunks > len(names):
+        raise PartError(f"{manifest.classes} classes in {len(names)} parts")
+    whole = {"fusion"}
+    if chunks:
+        whole |= {"evidence/factor"} | _numbered("classes", chunks) | _numbered("evidence", chunks)
+    if "record/0" in names:
+        whole |= _numbered("record", chunks)
+    if "adapter" in names:
+        tuned = sum(name.startswith("adapter/") for name in names) - 1
+        whole |= {"adapter", "adapter/factor"} | _numbered("adapter", min(max(tuned, 1), chunks))
+    if names != whole:
+        raise PartError(
+            f"version {manifest.version} has not the parts of one with {manifest.classes} classes: "
+            f"{sorted(names ^ whole)[:3]}"
+        )
+
+
+def _numbered(prefix: str, chunks: int) -> set[str]:
+    return {f"{prefix}/{number}" for number in range(chunks)}
+
+
 def build_snapshot(
     backbone: Backbone,
     manifest: Manifest,
@@ -120,22 +167,15 @@ def build_snapshot(
         previous: a snapshot whose unchanged pieces are used again.
 
     Raises:
-        PartError: another base model, a part missing, damaged, or of the wrong shape.
+        PartError: another base model, a part missing, damaged, or of another form.
     """
-    if manifest.fingerprint != backbone.fingerprint:
-        raise PartError(
-            f"version {manifest.version} belongs to base model {manifest.fingerprint[:12]}, "
-            f"this service runs {backbone.name} {backbone.fingerprint[:12]}; start both halves "
-            "with the same EVERLENS_MODEL"
-        )
+    check_manifest(backbone, manifest)
     try:
         return _Builder(backbone, manifest, parts, previous).build()
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except PartError:
+        raise
+    except Exception as error:  # whatever hostile bytes make the libraries raise
         raise PartError(f"version {manifest.version} has an unusable part: {error}") from error
-
-
-# The tensor of a chunk that has a row for each of its classes.
-_ROWS = {"classes": "text_CE", "record": "record_CR"}
 
 
 class _Builder:
@@ -161,8 +201,8 @@ class _Builder:
         classes = self._classes()
         spec = self._once(("spec", self._digest("adapter")), self._spec)
         top_blocks = self.manifest.top_blocks
-        if not 0 <= top_blocks <= len(self.backbone.image_tower.blocks):
-            raise PartError(f"the image tower cannot be cut at {top_blocks} blocks")
+        if spec is not None and spec.top_blocks != top_blocks:
+            raise PartError(f"adapter bends {spec.top_blocks} blocks of another cut")
         trunk, top = self._once(
             ("cut", top_blocks), lambda: self.backbone.image_tower.cut(top_blocks)
         )
@@ -178,7 +218,7 @@ class _Builder:
             frozen_top=top,
             tuned_top=tuned,
             classes=classes,
-            record_CR=self._record(len(classes.names)),
+            record_CR=self._record(),
             evidence=self._head("evidence"),
             adapter=self._head("adapter"),
             adapter_text_CE=self._adapter_text(),
@@ -200,44 +240,58 @@ class _Builder:
         def read() -> dict[str, Tensor]:
             if digest not in self.parts:
                 raise PartError(f"part {name} ({digest[:12]}) was not fetched")
-            tensors = load(self.parts[digest])
-            for key, tensor in tensors.items():
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise PartError(f"part {name} holds a number that is not finite in {key}")
-            return tensors
+            return read_tensors(self.parts[digest], name)
 
-        return self._once(("part", digest), read)
+        tensors = self._once(("part", digest), read)
+        check_form(tensors, name)  # each time: the same bytes may be named as two kinds
+        return tensors
 
     def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
-        """Return the loaded chunks `prefix/0`, `prefix/1`, …, all but the last of full length."""
+        """Return the loaded chunks `prefix/0`, `prefix/1`, …, with a row for each of their classes."""
         loaded: list[dict[str, Tensor]] = []
-        while f"{prefix}/{len(loaded)}" in self.manifest.parts:
-            if loaded and len(loaded[-1][_ROWS.get(prefix, "mean_CD")]) != CHUNK:
-                raise PartError(f"{prefix}/{len(loaded) - 1} has not {CHUNK} classes")
-            loaded.append(self._load(f"{prefix}/{len(loaded)}"))
+        for number, span in chunks_of(self.manifest.classes):
+            name = f"{prefix}/{number}"
+            if name not in self.manifest.parts:
+                break
+            chunk = self._load(name)
+            rows = {len(tensor) for key, tensor in chunk.items() if key != "names"}
+            # Classes that came after an adapter was fitted are missing at its end.
+            last = prefix == "adapter" and f"{prefix}/{number + 1}" not in self.manifest.parts
+            least = 1 if last else span.stop - span.start
+            if len(rows) != 1 or not least <= rows.pop() <= span.stop - span.start:
+                raise PartError(
+                    f"{name} has not a row for each of {span.stop - span.start} classes"
+                )
+            if "text_CE" in chunk:
+                self._once(
+                    ("unit", self._digest(name)), partial(_check_unit, chunk["text_CE"], name)
+                )
+            loaded.append(chunk)
         return loaded
 
     def _classes(self) -> Classes:
         name_chunks, evidence_chunks = self._chunks("classes"), self._chunks("evidence")
-        names = tuple(n for chunk in name_chunks for n in _names(chunk["names"]))
-        if len(names) != self.manifest.classes or len(set(names)) != len(names):
-            raise PartError(f"class table has {len(names)} names, not {self.manifest.classes}")
+        names: list[str] = []
+        for number, chunk in enumerate(name_chunks):
+            key = ("names", self._digest(f"classes/{number}"))
+            listed = self._once(key, partial(_names, chunk["names"]))
+            if len(listed) != len(chunk["text_CE"]):
+                raise PartError(f"classes/{number} has {len(listed)} names for other vectors")
+            names += listed
+        if len(set(names)) != len(names):
+            raise PartError("a class name stands twice in the table")
         if not names:
             return Classes((), {}, torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
         text_CE = torch.cat([chunk["text_CE"] for chunk in name_chunks])
         count_C = torch.cat([chunk["count_C"] for chunk in evidence_chunks])
-        if len(text_CE) != len(names) or len(count_C) != len(names):
-            raise PartError("class table, text vectors and counts have different lengths")
-        if count_C.dtype != torch.int64 or bool((count_C < 0).any()):
-            raise PartError("a class has a negative count of samples")
-        return Classes(names, {name: k for k, name in enumerate(names)}, text_CE, count_C)
+        if bool(((count_C < 0) | (count_C > _COUNT_MAX)).any()):
+            raise PartError("a class has a count that no number of samples gives")
+        return Classes(tuple(names), {name: k for k, name in enumerate(names)}, text_CE, count_C)
 
-    def _record(self, classes: int) -> Tensor:
+    def _record(self) -> Tensor:
         """Return what is known of each class; a version without the part knows nothing."""
         rows = [chunk["record_CR"] for chunk in self._chunks("record")]
-        record_CR = torch.cat([torch.zeros(0, len(RECORD)), *rows])
-        if record_CR.shape != (classes if rows else 0, len(RECORD)):
-            raise PartError(f"record of classes has shape {tuple(record_CR.shape)}")
+        record_CR = torch.cat([torch.zeros(0, len(RECORD)), *rows])  # no other number of columns
         return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
 
     def _head(self, prefix: str) -> EvidenceHead | None:
@@ -246,13 +300,15 @@ class _Builder:
             return None
         device = self.backbone.device
         factor_DD = self._load(f"{prefix}/factor")["factor_DD"].to(device)
-        if factor_DD.ndim != 2 or factor_DD.shape[0] != factor_DD.shape[1]:
+        if factor_DD.shape[0] != factor_DD.shape[1]:
             raise PartError(f"{prefix}/factor is not square: {tuple(factor_DD.shape)}")
         vectors = []
         for number, chunk in enumerate(self._chunks(prefix)):
             key = ("vectors", factor_digest, self._digest(f"{prefix}/{number}"))
             mean_CD = chunk["mean_CD"].to(device)
             vectors.append(self._once(key, partial(class_vectors, factor_DD, mean_CD)))
+            if not bool(vectors[-1].isfinite().all()):
+                raise PartError(f"{prefix}/{number} overflows in the metric of its factor")
         if not vectors:
             return None
         # A class that came after the adapter was fitted is unknown to it: a zero row.
@@ -262,20 +318,26 @@ class _Builder:
 
     def _adapter_text(self) -> Tensor | None:
         """Return the tuned text vectors by class; a zero row for one that came later."""
-        chunks = [chunk for chunk in self._chunks("adapter") if "text_CE" in chunk]
-        if not chunks:
+        chunks = self._chunks("adapter")
+        if not any("text_CE" in chunk for chunk in chunks):
             return None
-        text_CE = torch.cat([chunk["text_CE"] for chunk in chunks])
+        text_CE = torch.cat([chunk["text_CE"] for chunk in chunks])  # a KeyError where one has none
         missing = self.manifest.classes - len(text_CE)
         return torch.cat([text_CE, text_CE.new_zeros(missing, text_CE.shape[1])])
 
     def _spec(self) -> AdapterSpec | None:
         if self._digest("adapter") is None:
             return None
-        record = json.loads(self._load("adapter")["spec"].numpy().tobytes())
-        spec = AdapterSpec(**record)
-        if spec.top_blocks != self.manifest.top_blocks:
-            raise PartError(f"adapter bends {spec.top_blocks} blocks of another cut")
+        spec = AdapterSpec(**read_json(self._load("adapter")["spec"], _SPEC_BYTES_MAX))
+        if not (
+            spec.tune in ("image", "text", "both")
+            and type(spec.top_blocks) is int
+            and type(spec.rank) is int
+            and 1 <= spec.rank <= _RANK_MAX
+            and type(spec.alpha) in (int, float)
+            and 0 < spec.alpha < math.inf
+        ):
+            raise PartError(f"an adapter cannot be {spec}")
         return spec
 
     def _tuned_top(self, top: Any, spec: AdapterSpec) -> Any:
@@ -290,11 +352,24 @@ class _Builder:
         values = self._load("fusion")["fusion"]
         if values.shape != (len(fields(Fusion)),):
             raise PartError(f"fusion holds {tuple(values.shape)} numbers")
-        return Fusion(*values.tolist())
+        fusion = Fusion(*values.tolist())
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(fusion, name) <= most:
+                raise PartError(f"fusion has {name} {getattr(fusion, name)}, not {least} to {most}")
+        return fusion
 
 
 def _names(listed: Tensor) -> list[str]:
-    names = json.loads(listed.numpy().tobytes())
+    names = read_json(listed, _NAMES_BYTES_MAX)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PartError("class table is not a list of names")
+    for name in names:
+        if clean_name(name, field="class name") != name:
+            raise PartError(f"class name {name!r} is not in the form in which names are kept")
     return names
+
+
+def _check_unit(text_CE: Tensor, name: str) -> None:
+    """Return when every row has length one: a longer one would win every answer."""
+    if not bool(((text_CE.norm(dim=1) - 1).abs() < _UNIT_TOLERANCE).all()):
+        raise PartError(f"{name} has a text vector whose length is not one")

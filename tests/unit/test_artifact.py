@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,15 +22,16 @@ from everlens.artifact import (
 from everlens.errors import PartError
 
 PART = digest_of(b"a part")
-MANIFEST = Manifest(7, "p" * 64, "f" * 64, 41, 40, 3, 2, {"fusion": PART, "classes/0": PART})
+MANIFEST = Manifest(7, "e" * 64, "f" * 64, 41, 40, 3, 2, {"fusion": PART, "classes/0": PART})
 
 numbers = st.integers(0, 2**53)
 strings = st.text(st.characters(codec="utf-8"))
+digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 manifests = st.builds(
     Manifest,
     version=numbers,
-    parent=strings,
-    fingerprint=strings,
+    parent=st.just("") | digests,
+    fingerprint=digests,
     learned_through=numbers,
     samples=numbers,
     classes=numbers,
@@ -37,6 +39,10 @@ manifests = st.builds(
     gate=st.none() | st.dictionaries(strings, st.booleans() | numbers | st.floats(allow_nan=False)),
     parts=st.dictionaries(strings, st.just(PART)),
 )
+
+
+def canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def decoded(content: bytes) -> Manifest:
@@ -84,10 +90,12 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 WRONG = [
     ("format", 1),
     ("format", None),
+    ("format", 2.0),
     ("version", -1),
     ("version", 1.0),
     ("version", True),
     ("version", "7"),
+    ("version", 2**53 + 1),
     ("learned_through", None),
     ("samples", [1]),
     ("classes", {}),
@@ -99,12 +107,16 @@ WRONG = [
     ("gate", 1),
     ("parent", None),
     ("parent", 7),
+    ("parent", "version 6"),
     ("fingerprint", ["f"]),
+    ("fingerprint", ""),
+    ("fingerprint", "F" * 64),
     ("parts", []),
     ("parts", None),
     ("parts", "fusion"),
     ("parts", {"fusion": None}),
     ("parts", {"fusion": "short"}),
+    ("parts", {"fusion": "\ud800" * 64}),
     ("parts", {"fusion": list(PART)}),
     ("extra", 1),
 ]
@@ -115,7 +127,7 @@ def test_a_field_of_the_wrong_kind_is_refused(field: str, value: object) -> None
     """Each field is of its own kind; one that we do not know is none of ours."""
     fields = json.loads(MANIFEST.encode()) | {field: value}
     with pytest.raises(PartError):
-        decoded(json.dumps(fields).encode())
+        decoded(canonical(fields))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Manifest)])
@@ -124,7 +136,7 @@ def test_a_missing_field_is_refused(field: str) -> None:
     fields = json.loads(MANIFEST.encode())
     del fields[field]
     with pytest.raises(PartError):
-        decoded(json.dumps(fields).encode())
+        decoded(canonical(fields))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +146,22 @@ def test_json_of_another_shape_is_refused(content: bytes) -> None:
     """Lists, numbers, strings, deep nesting and huge numbers are no manifest."""
     with pytest.raises(PartError):
         decoded(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content + b" ",
+        lambda content: b'{"version":6,' + content[1:],
+        lambda content: content.replace(b'"samples":40', b'"samples":4e1'),
+    ],
+    ids=["blank", "twice", "exponent"],
+)
+def test_only_the_canonical_bytes_are_taken(change: Callable[[bytes], bytes]) -> None:
+    """Other bytes of equal meaning have another digest than the version that they would make."""
+    assert decoded(MANIFEST.encode()) == MANIFEST
+    with pytest.raises(PartError):
+        decoded(change(MANIFEST.encode()))
 
 
 def test_a_huge_manifest_is_not_read() -> None:

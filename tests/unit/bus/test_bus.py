@@ -245,7 +245,7 @@ def test_lease_is_kept_by_its_holder(stream: Stream, client: redis.Redis) -> Non
 
 def manifest(version: int, parent: str, parts: dict[str, bytes]) -> Manifest:
     digests = {name: digest_of(part) for name, part in parts.items()}
-    return Manifest(version, parent, "base", 10 * version, 3, 2, 2, digests)
+    return Manifest(version, parent, "b" * 64, 10 * version, 3, 2, 2, digests)
 
 
 def publish(publisher: Publisher, made: Manifest, parts: dict[str, bytes], dead=()) -> None:
