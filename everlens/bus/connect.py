@@ -59,3 +59,7 @@ def reaching_the_log() -> Iterator[None]:
         redis.exceptions.ReadOnlyError,
     ) as error:
         raise LogUnavailable(f"the log does not answer: {error}") from error
+    except redis.ResponseError as error:
+        if not str(error).startswith("ACL failure"):  # of a script; it has no class of its own
+            raise
+        raise LogUnavailable(f"the log does not let this user: {error}") from error

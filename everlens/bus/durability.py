@@ -34,12 +34,12 @@ def check_durable(client: redis.Redis) -> None:
         ServerError: a setting is another one.
         LogUnavailable: the server does not answer.
     """
-    try:
-        with reaching_the_log():
+    with reaching_the_log():
+        try:
             found = client.config_get(*REQUIRED)
-    except redis.ResponseError as error:
-        log.warning("cannot read the log server's settings (%s); 202 is as durable as they", error)
-        return
+        except redis.ResponseError as error:
+            log.warning("cannot read the log server's settings (%s); 202 is as durable", error)
+            return
     for name, value in REQUIRED.items():
         if found.get(name) != value:
             raise ServerError(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from compose_spec import PyCompose
 
+from everlens.bus.acl import users
 from everlens.bus.durability import REQUIRED
 from everlens.settings import PREFIX, Settings
 from tests.deploy.compose import ROOT, load, variables
@@ -120,6 +121,42 @@ def test_the_log_is_as_durable_as_the_embedded_one(services: dict[str, Any]) -> 
     }
 
     assert {name: options.get(name) for name in REQUIRED} == REQUIRED
+
+
+def test_each_half_logs_in_as_its_own_user() -> None:
+    """The log's users are those of the code, in the namespace and with the passwords of .env."""
+    given = {
+        "LOG_SERVICE_PASSWORD": "one",
+        "LOG_WORKER_PASSWORD": "two",
+        "EVERLENS_NAMESPACE": "herons",
+    }
+    for environment, ours in (
+        ({}, users("everlens", ">service", ">worker")),
+        (
+            given,
+            users("herons", ">one", ">two"),
+        ),
+    ):
+        whole = load(environment)
+        (mounted,) = whole["services"]["valkey"]["configs"]
+        command = whole["services"]["valkey"]["command"]
+
+        assert whole["configs"][mounted["source"]]["content"] == ours
+        assert command[command.index("--aclfile") + 1] == mounted["target"]
+        for half in HALVES:
+            word = ours.split(f"{half.removesuffix('-gpu')} reset on >")[1].split()[0]
+            about = whole["services"][half]["environment"]
+            user = f"everlens-{half.removesuffix('-gpu')}"
+            assert about["EVERLENS_REDIS_URL"] == f"redis://{user}:{word}@valkey:6379/0"
+
+
+def test_no_half_knows_the_others_password(services: dict[str, Any]) -> None:
+    """.env reaches both halves whole, but for the two passwords."""
+    for half in HALVES:
+        about = services[half]["environment"]
+        assert (about["LOG_SERVICE_PASSWORD"], about["LOG_WORKER_PASSWORD"]) == ("", "")
+        other = "worker" if half.startswith("service") else "service"
+        assert f"everlens-{other}" not in str(about)
 
 
 def test_the_log_is_not_published(services: dict[str, Any]) -> None:

@@ -40,13 +40,16 @@ class Containers:
         self.log_port = free_port()
         model = write_tiny_clip(room / "tiny-vit")
         chosen = {"EVERLENS_MODEL": str(model), "EVERLENS_PRETRAINED": "random"}
-        self.services: dict[str, Any] = load(chosen)["services"]
+        whole = load(chosen)
+        self.services: dict[str, Any] = whole["services"]
+        self.users: str = whole["configs"]["users"]["content"]
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the container's environment; only names and places are exchanged."""
         given = dict(self.services[name]["environment"])
-        assert given["EVERLENS_REDIS_URL"] == "redis://valkey:6379/0"
-        given["EVERLENS_REDIS_URL"] = f"redis://127.0.0.1:{self.log_port}/0"
+        address = given["EVERLENS_REDIS_URL"].replace("valkey:6379", f"127.0.0.1:{self.log_port}")
+        assert address != given["EVERLENS_REDIS_URL"]
+        given["EVERLENS_REDIS_URL"] = address
         given["EVERLENS_PORT"] = str(self.port)
         given["EVERLENS_DATA_DIR"] = str(self.room / "state")
         given["HF_HOME"] = str(self.room / "models")
@@ -64,7 +67,11 @@ class Containers:
     def start_log(self) -> contextlib.AbstractContextManager[Started]:
         """Start the log with the container's command line, in its volume."""
         (self.room / "data").mkdir(exist_ok=True)
-        words = [str(find_binary()), *self.command("valkey")[1:]]
+        users = self.room / "users.acl"
+        users.write_text(self.users, encoding="ascii")
+        command = [str(users) if word == "/users.acl" else word for word in self.command("valkey")]
+        assert str(users) in command
+        words = [str(find_binary()), *command[1:]]
         place = ["--port", str(self.log_port), "--bind", "127.0.0.1"]
         place += ["--dir", str(self.room / "data")]
         return started(words + place, os.environ, self.room / "valkey.log")
