@@ -98,7 +98,7 @@ def record_of(
         unfinished = path.with_suffix(f".{os.getpid()}.tmp.npy")
         np.save(unfinished, _passed_through(backbone, split, top_blocks, name))
         unfinished.replace(path)
-    states_N: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    states_N: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     return states_N
 
 
