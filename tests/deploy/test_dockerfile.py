@@ -80,18 +80,20 @@ def test_every_package_is_copied(instructions: list[Instruction]) -> None:
 def test_requirements_are_installed_as_the_makefile_does(instructions: list[Instruction]) -> None:
     """Image and `make up` install the same files with the same options, in the same order."""
 
-    def asked(text: str) -> list[tuple[str, bool]]:
+    def asked(text: str) -> list[tuple[str, bool, bool]]:
         calls = re.findall(r"install ([^\n&]*--requirement \S+)", text)
-        return [(call.split()[-1], "--no-deps" in call) for call in calls]
+        return [
+            (call.split()[-1], "--no-deps" in call, "--require-hashes" in call) for call in calls
+        ]
 
     image = asked("\n".join(_of(instructions, "RUN", "builder")))
     makefile = re.sub(r"\\\n\s*", "", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
     assert image == asked(makefile)[: len(image)]
     assert image == [
-        ("requirements-torch.txt", False),
-        ("requirements-nodeps.txt", True),
-        ("requirements.txt", False),
+        ("requirements.lock", True, True),
+        ("requirements-torch.txt", False, False),
+        ("requirements-nodeps.txt", True, False),
     ]
 
 
@@ -101,17 +103,25 @@ def test_the_build_of_torch_is_an_argument(instructions: list[Instruction]) -> N
 
     assert 'TORCH_INDEX=""' in _of(instructions, "ARG", "builder")
     assert [('"${TORCH_INDEX}"' in run) for run in runs if "--requirement" in run] == [
-        True,
-        True,
         False,
+        True,
+        True,
     ]
 
 
 def test_no_address_of_an_index(instructions: list[Instruction]) -> None:
     """No file of the packaging names a package index: that is the machine's own affair."""
-    for name in ("Dockerfile", "docker-compose.yml", ".env.example", "Makefile", "pyproject.toml"):
+    for name in (
+        "Dockerfile",
+        "docker-compose.yml",
+        ".env.example",
+        "Makefile",
+        "pyproject.toml",
+        *(path.name for path in ROOT.glob("requirements*")),
+    ):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert not re.search(r"https?://(?!127\.0\.0\.1|localhost)", text), name
+        assert not re.search(r"(?m)^\s*(--(extra-)?index-url|-i|--find-links)\b", text), name
     assert instructions
 
 

@@ -40,8 +40,64 @@ def runtime() -> dict[str, Requirement]:
 
 def test_every_requirement_is_exact() -> None:
     """Each file names one version of each package."""
-    for requirement in (runtime() | pinned("requirements-dev.txt")).values():
+    tools = pinned("requirements-dev.txt") | pinned("requirements-tools.txt")
+    for requirement in (runtime() | tools).values():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+
+
+def version_of(requirement: Requirement) -> str:
+    """Return all but the name, which each tool writes in its own way."""
+    return f"{requirement.specifier} {requirement.marker or ''}"
+
+
+def locked(name: str) -> dict[str, tuple[str, set[str]]]:
+    """Return what a lock file says of each package: its version, and the hashes of its files."""
+    joined = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    found: dict[str, tuple[str, set[str]]] = {}
+    for line in joined.splitlines():
+        if line and not line.startswith("#"):
+            requirement, *hashes = line.split(" --hash=")
+            parsed = Requirement(requirement)
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", h.strip()) for h in hashes), line
+            found[canonicalize_name(parsed.name)] = (
+                version_of(parsed),
+                {h.strip() for h in hashes},
+            )
+    return found
+
+
+def test_the_locks_are_those_of_the_pins() -> None:
+    """`make lock` was run after the last change of a pin; PyTorch's builds alone have no hash."""
+    pins = pinned("requirements.txt") | pinned("requirements-nodeps.txt")
+    del pins["torchvision"]
+
+    for name, expected in (
+        ("requirements.lock", pins),
+        ("requirements-dev.lock", pinned("requirements-dev.txt")),
+    ):
+        found = locked(name)
+        assert {n: version for n, (version, _) in found.items()} == {
+            n: version_of(requirement) for n, requirement in expected.items()
+        }
+        assert all(hashes for _, hashes in found.values())
+    # Every platform's files: a compiled package has a wheel for each.
+    assert all(len(locked("requirements.lock")[name][1]) > 10 for name in ("numpy", "pillow"))
+
+
+def test_what_has_a_hash_is_installed_by_it() -> None:
+    """Each pip of the Makefile that could take a file by its hash does; PyTorch's two cannot."""
+    makefile = re.sub(r"\\\n\s*", "", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    without = [
+        call.split()[-1]
+        for call in re.findall(r"\$\(PIP\) install ([^\n&]*--requirement \S+)", makefile)
+        if "--require-hashes" not in call
+    ]
+
+    assert without == ["requirements-torch.txt", "requirements-nodeps.txt"]
+    # Of the second, torchvision alone is not in place already.
+    assert set(pinned("requirements-nodeps.txt")) - set(locked("requirements.lock")) == {
+        "torchvision"
+    }
 
 
 @pytest.mark.parametrize("dev", [False, True])
