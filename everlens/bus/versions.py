@@ -140,7 +140,7 @@ class Publisher:
         """Delete all but the last `VERSIONS_KEPT` manifests and the pinned one, and their parts."""
         keys = self.keys
         with reaching_the_log():
-            pipe = self.client.pipeline(transaction=True)
+            pipe = self.client.pipeline(transaction=False)
             pipe.zrange(keys.manifests, 0, -1)
             pipe.get(keys.pin)
             stored, pin = pipe.execute()
@@ -193,8 +193,7 @@ class Follower:
 
     async def pinned(self) -> int | None:
         """Return the version that is served in place of the head, if one is."""
-        with reaching_the_log():
-            pin = await self.client.get(self.keys.pin)
+        pin = await self._read(self.keys.pin, _HEAD_BYTES_MAX)
         return None if pin is None else _parse_head(pin)[0]
 
     async def pin(self, version: int, digest: str) -> bool:
@@ -209,8 +208,7 @@ class Follower:
         keys = self.keys
         with reaching_the_log():
             answer = await self._pin(
-                keys=[keys.manifest(version), keys.manifests, keys.pin, keys.head],
-                args=[written, digest],
+                keys=[keys.manifest(version), keys.pin], args=[written, digest]
             )
         return text(answer[0]) == "OK"
 

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -99,13 +100,25 @@ def decode_adapter(content: bytes) -> tuple[dict[str, Tensor], AdapterSpec]:
         PartError: anything else.
     """
     try:
-        tensors = load(content)
-        spec = AdapterSpec(**json.loads(tensors.pop("spec").numpy().tobytes()))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        tensors = read_tensors(content, "adapter")
+        check_form(tensors, "adapter")
+        return tensors, _spec_in(tensors.pop("spec"))
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise PartError(f"an adapter cannot be read: {error}") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise PartError("an adapter holds a number that is not finite")
-    return tensors, spec
+
+
+def _spec_in(text: Tensor) -> AdapterSpec:
+    spec = AdapterSpec(**read_json(text, _SPEC_BYTES_MAX))
+    if not (
+        spec.tune in ("image", "text", "both")
+        and type(spec.top_blocks) is int
+        and type(spec.rank) is int
+        and 1 <= spec.rank <= _RANK_MAX
+        and type(spec.alpha) in (int, float)
+        and 0 < spec.alpha < math.inf
+    ):
+        raise PartError(f"an adapter cannot be {spec}")
+    return spec
 
 
 def encode_fusion(fusion: Fusion) -> bytes:
@@ -328,17 +341,7 @@ class _Builder:
     def _spec(self) -> AdapterSpec | None:
         if self._digest("adapter") is None:
             return None
-        spec = AdapterSpec(**read_json(self._load("adapter")["spec"], _SPEC_BYTES_MAX))
-        if not (
-            spec.tune in ("image", "text", "both")
-            and type(spec.top_blocks) is int
-            and type(spec.rank) is int
-            and 1 <= spec.rank <= _RANK_MAX
-            and type(spec.alpha) in (int, float)
-            and 0 < spec.alpha < math.inf
-        ):
-            raise PartError(f"an adapter cannot be {spec}")
-        return spec
+        return _spec_in(self._load("adapter")["spec"])
 
     def _tuned_top(self, top: Any, spec: AdapterSpec) -> Any:
         tensors = {

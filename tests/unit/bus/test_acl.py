@@ -15,13 +15,14 @@ from redis.exceptions import NoPermissionError
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.acl import SERVICE, WORKER, main, users
-from everlens.bus.admission import Admission, Admittable
+from everlens.bus.admission import Admission, AdmissionLimits, Admittable
 from everlens.bus.connect import connect, connect_async
 from everlens.bus.durability import REQUIRED, check_durable
 from everlens.bus.keys import Keys
 from everlens.bus.server import find_binary
 from everlens.bus.stream import Stream
 from everlens.bus.versions import VERSIONS_KEPT, Follower, Publisher
+from everlens.bus.witness import Witness
 from everlens.child import start_child, stop_child
 from everlens.errors import LogUnavailable
 from everlens.records import DeadLetter, EntryKind
@@ -109,7 +110,7 @@ def worker(guarded: Guarded) -> Iterator[redis.Redis]:
         yield client
 
 
-def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis) -> None:
+def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis, tmp_path) -> None:
     """
     Lease, admission with a repeat, a dead letter, cut, versions until old ones are collected,
     trim until ids are forgotten, report, pause, and all that the service asks: no rule refuses it.
@@ -119,14 +120,21 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis) ->
     stream = Stream(worker, KEYS)
     assert stream.hold(stream.create(), "learner")
     publisher = Publisher(stream)
+    witness = Witness(tmp_path / "acknowledged")
     parent = ""
 
     async def serve() -> None:
         client = connect_async(guarded.url(SERVICE))
-        admission = Admission(client, KEYS, samples_max=100, bytes_max=1 << 20)
+        limits = AdmissionLimits(samples_max=100, bytes_max=1 << 20, classes_max=9)
+        admission = Admission(client, KEYS, limits, witness)
         follower = Follower(client, KEYS)
         for _ in range(2):
-            await admission.admit([Admittable(f"id {k}", "d", b"payload") for k in range(3)])
+            await admission.admit(
+                [
+                    Admittable(f"id {k}", "d", b"payload", label="bird", tenant="key")
+                    for k in range(3)
+                ]
+            )
         learn()
         assert (await admission.state_of(1)).version == 1
         assert (await admission.state_of(3)).dead_reason == "why"
@@ -140,6 +148,9 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis) ->
         found = await follower.manifest(version, digest)
         assert await follower.part(found.parts["own"]) == b"own %d" % version
         assert len(await follower.lineage()) == version
+        assert await follower.pin(version, digest)
+        assert await follower.pinned() == version
+        await follower.unpin()
         await client.aclose()
 
     def learn() -> None:
@@ -156,7 +167,7 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis) ->
             publisher.publish(made, [DeadLetter(3, "id 2", "why")])
             publisher.collect(version)
             parent = made.digest
-        stream.trim(4, 2)
+        stream.trim(4, 4, 2)
         stream.report({"version": 1})
         stream.pause("", "learner")
 

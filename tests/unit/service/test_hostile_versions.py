@@ -253,7 +253,7 @@ CASES: dict[str, tuple[Callable[[Version], None], str]] = {
         lambda v: v.written(lambda content: content + b" "),
         "form in which it is written",
     ),
-    "manifest of another format": (lambda v: v.fields(format=3), "format 3"),
+    "manifest of another format": (lambda v: v.fields(format=2), "format 2"),
     "manifest of another version": (lambda v: v.fields(version=7), "says it is version 7"),
     "manifest with a version beyond 2^53": (lambda v: v.fields(version=2**60), "wrong kind"),
     "manifest with a cursor beyond 2^64": (lambda v: v.fields(learned_through=2**70), "wrong kind"),
