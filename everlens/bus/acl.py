@@ -23,9 +23,8 @@ _BOTH = ("client|setinfo", "evalsha", "ping", "script|load", "select")
 
 # The service follows and admits: it changes no version, trims and deletes nothing.
 _SERVICE = (
-    "del", "exec", "exists", "getrange", "hget", "hgetall", "hincrby", "hmget", "hset", "multi",
-    "sadd", "scard", "set", "sismember", "strlen", "subscribe", "unsubscribe", "xadd",
-    "zrangebyscore",
+    "exec", "getrange", "hget", "hgetall", "hincrby", "hmget", "hset", "multi", "sadd", "scard",
+    "sismember", "strlen", "subscribe", "unsubscribe", "xadd", "zrangebyscore",
 )  # fmt: skip
 
 # The learner reads the log, publishes, trims, and looks at the server's settings.
@@ -48,7 +47,7 @@ def users(namespace: str, service_password: str, worker_password: str) -> str:
     Whoever does not log in may ask whether the server lives, for health checks, and nothing else.
     """
     keys = Keys(namespace)
-    admitted = (keys.meta, keys.log, keys.ids, keys.id_order, keys.labels, keys.waiting, keys.pin)
+    admitted = (keys.meta, keys.log, keys.ids, keys.id_order, keys.labels, keys.waiting)
     service = [f"~{key}" for key in admitted] + [f"%R~{_all_of(keys)}"]
     lines = [
         "user default reset on nopass +ping",

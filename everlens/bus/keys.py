@@ -3,7 +3,7 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 
 | key        | type   | holds                                                     | lives            |
 |------------|--------|-----------------------------------------------------------|------------------|
-| meta       | hash   | epoch, seq, done, kept, bytes, fence, paused              | for ever         |
+| meta       | hash   | epoch, seq, done, kept, bytes, fence, paused, pin         | for ever         |
 | log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
 | ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
 | id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |
@@ -13,7 +13,6 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 | head       | string | `version digest` of the current manifest                  | for ever         |
 | manifest:N | string | the manifest of version N                                 | while kept       |
 | manifests  | zset   | the versions whose manifest is stored                     | while kept       |
-| pin        | string | the version that is served in place of the head           | until unpinned   |
 | part:D     | string | the part whose SHA-256 is D                               | while referenced |
 | lineage    | hash   | version → one line about it                               | the last 10,000  |
 | learned    | zset   | version by the last seq that it has learnt                | the last 10,000  |
@@ -70,10 +69,6 @@ class Keys:
     @property
     def manifests(self) -> str:
         return self._key("manifests")
-
-    @property
-    def pin(self) -> str:
-        return self._key("pin")
 
     @property
     def lineage(self) -> str:

@@ -142,10 +142,10 @@ class Publisher:
         with reaching_the_log():
             pipe = self.client.pipeline(transaction=False)
             pipe.zrange(keys.manifests, 0, -1)
-            pipe.get(keys.pin)
+            pipe.hget(keys.meta, "pin")
             stored, pin = pipe.execute()
             versions = [int(version) for version in stored]
-            pinned, _ = _parse_head(pin)
+            pinned, _ = _parse_head(pin or None)
             gone = [v for v in versions if v <= newest - VERSIONS_KEPT and v != pinned]
             if not gone:
                 return
@@ -159,7 +159,6 @@ class Publisher:
                     keys=[
                         keys.meta,
                         keys.manifests,
-                        keys.pin,
                         *(keys.manifest(version) for version in gone),
                         *(keys.part(digest) for digest in sorted(named[True] - named[False])),
                     ],
@@ -179,7 +178,6 @@ class Follower:
     def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
-        self._pin = client.register_script(script("pin"))
 
     async def head(self) -> tuple[int, str]:
         """
@@ -188,29 +186,35 @@ class Follower:
         Raises:
             PartError: it is not a head.
         """
-        pin = await self._read(self.keys.pin, _HEAD_BYTES_MAX)
+        pin = await self._read_pin()
         return _parse_head(pin or await self._read(self.keys.head, _HEAD_BYTES_MAX))
 
     async def pinned(self) -> int | None:
         """Return the version that is served in place of the head, if one is."""
-        pin = await self._read(self.keys.pin, _HEAD_BYTES_MAX)
-        return None if pin is None else _parse_head(pin)[0]
+        pin = await self._read_pin()
+        return _parse_head(pin)[0] if pin else None
+
+    async def _read_pin(self) -> bytes | None:
+        with reaching_the_log():
+            pin = await self.client.hget(self.keys.meta, "pin")
+        assert not isinstance(pin, str)  # connections do not decode
+        return pin
 
     async def pin(self, version: int, digest: str) -> bool:
-        """Let every service serve a version from now on; return False where it is not kept."""
-        return await self._set_pin(version, str(version), digest)
+        """Let every service serve a version within a second; return False where it is not kept."""
+        with reaching_the_log():
+            await self.client.hset(self.keys.meta, "pin", f"{version} {digest}")
+            # The learner does not collect what it sees pinned; it may have, just before.
+            if await self.client.strlen(self.keys.manifest(version)):
+                return True
+        await self.unpin()
+        return False
 
     async def unpin(self) -> None:
         """Let every service serve the head again."""
-        await self._set_pin(0, "", "")
-
-    async def _set_pin(self, version: int, written: str, digest: str) -> bool:
-        keys = self.keys
-        with reaching_the_log():
-            answer = await self._pin(
-                keys=[keys.manifest(version), keys.pin], args=[written, digest]
-            )
-        return text(answer[0]) == "OK"
+        if await self.pinned() is not None:
+            with reaching_the_log():
+                await self.client.hset(self.keys.meta, "pin", "")
 
     async def heads(self, poll_s: float = 1.0) -> AsyncGenerator[tuple[int, str], None]:
         """
