@@ -1,0 +1,200 @@
+"""Faults of the worker, its state and its entries: F19 to F27. See also `directed`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import struct
+from pathlib import Path
+
+import httpx
+
+from everlens.bus.admission import Admittable
+from everlens.wire import encode_sample
+from tests.system.chaos.campaign import case
+from tests.system.chaos.forked import Forked
+from tests.system.chaos.ground import EXIT_STATE, Ground, last_line, must, samples, until
+
+
+def second_learner(ground: Ground) -> tuple[Forked, Forked, Path]:
+    """Stop a worker in the middle of its work until another one has its lease."""
+    ground.conditions = ["short-lease"]
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(8))
+    # Stopped before anything is trimmed, else the second one would miss a state.
+    first = ground.fork_worker(stops=("before:publish", 1), name="first")
+    until(lambda: process_state(first.pid) == "T", "the first learner to stop", 20)
+    first_state = ground.state_path
+    ground.data_dir = ground.directory / "second"
+    ground.data_dir.mkdir()
+    second = ground.start_worker()
+    return first, second, first_state
+
+
+def process_state(pid: int) -> str:
+    """Return the letter that the kernel has for what a process does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+@case("F22", needs=["fences_seen"])
+def stopped_learner_is_replaced(ground: Ground) -> None:
+    """A learner that wakes up after its lease has gone neither publishes nor trims, and stops."""
+    first, _, first_state = second_learner(ground)
+    ground.settle()
+    before = ground.client.get(ground.keys.head), ground.client.hgetall(ground.keys.meta)
+    first.signal(signal.SIGCONT)
+    code = first.wait(20)
+    must(code == EXIT_STATE, f"the old learner ended with {code}")
+    must("another learner" in last_line(first), f"it says only: {last_line(first)}")
+    after = ground.client.get(ground.keys.head), ground.client.hgetall(ground.keys.meta)
+    must(before == after, "the old learner changed the head or the log")
+    must(first_state.exists(), "the old learner had no state")
+    ground.tally.add("fences_seen")
+    ground.admit(samples(6, "later"))
+    ground.verify()
+
+
+@case("F23")
+def two_workers_over_one_state(ground: Ground) -> None:
+    """The state belongs to one process: the second one stops and says so, the first goes on."""
+    ground.server.start()
+    ground.create_log()
+    ground.start_worker()
+    ground.admit(samples(6))
+    ground.settle()
+    second = ground.fork_worker(name="second")
+    must(second.wait(20) == EXIT_STATE, f"the second worker ended with {second.code}")
+    must("another learner uses" in last_line(second), f"it says only: {last_line(second)}")
+    ground.admit(samples(6, "later"))
+    ground.verify()
+
+
+@case("F24", needs=["full_disks"])
+def state_disk_full(ground: Ground) -> None:
+    """No room for the state: the worker ends, and with room again goes on to the same bits."""
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(10))
+    worker = ground.start_worker(file_bytes_max=1 << 20)
+    code = worker.wait(30)
+    must(code != 0, "the worker did not notice that its file cannot grow")
+    must(code != EXIT_STATE, f"a full disk stops learning for good: {last_line(worker)}")
+    ground.tally.add("full_disks")
+    ground.start_worker()
+    ground.verify()
+
+
+def damaged_state(ground: Ground, damage: str) -> None:
+    """Damage the state file; it must be noticed, or mended to the same bits."""
+    ground.start_all()
+    ground.teach(10)
+    ground.stop_worker()
+    content = bytearray(ground.state_path.read_bytes())
+    if damage == "bytes":
+        place = ground.rng.randrange(len(content) - 64)
+        content[place : place + 64] = ground.rng.randbytes(64)
+    ground.state_path.write_bytes(
+        {"bytes": bytes(content), "half": bytes(content[: len(content) // 2]), "empty": b""}[damage]
+    )
+    ground.tally.add("states_damaged")
+    worker = ground.start_worker()
+    head = ground.client.get(ground.keys.head)
+    until(lambda: worker.code is not None or _went_on(ground), "the worker to stop or to go on")
+    if worker.code is not None:
+        must(worker.code == EXIT_STATE, f"ended with {worker.code}: {worker.said()[-600:]}")
+        must(ground.client.get(ground.keys.head) == head, "the head moved")
+        must(ground.ask().status_code == 200, "questions are not answered")
+        must(ground.post("new").status_code == 503, "samples are taken, and nobody learns")
+        ground.tally.add("damage_noticed")
+        return
+    ground.tally.add("damage_mended")
+    ground.verify()
+
+
+def _went_on(ground: Ground) -> bool:
+    """Teach one sample more, and return whether it is learnt."""
+    with contextlib.suppress(httpx.TransportError):
+        return ground.post("more", 99).status_code < 300 and ground.rests()
+    return False
+
+
+@case("F25", needs=["states_damaged"])
+def state_with_random_bytes(ground: Ground) -> None:
+    """Damage within the state is noticed, mended, or of no effect; never another result."""
+    damaged_state(ground, "bytes")
+
+
+@case("F25", needs=["states_damaged"])
+def state_cut_in_half(ground: Ground) -> None:
+    """Half a state is noticed or mended."""
+    damaged_state(ground, "half")
+
+
+@case("F25", needs=["states_damaged"])
+def state_emptied(ground: Ground) -> None:
+    """An empty state over a log that was learnt is noticed or mended."""
+    damaged_state(ground, "empty")
+
+
+def poisoned(payload: bytes) -> dict[str, bytes]:
+    """Return payloads that are wrong in one way each."""
+    _, length = struct.unpack_from(">HI", payload)
+    header, image = json.loads(payload[6 : 6 + length]), payload[6 + length :]
+
+    def with_header(**changed: object) -> bytes:
+        text = json.dumps(header | changed).encode()
+        return struct.pack(">HI", 1, len(text)) + text + image
+
+    return {
+        "empty": b"",
+        "short": payload[:3],
+        "format": b"\x00\x07" + payload[2:],
+        "length": payload[:2] + b"\xff\xff\xff\xff" + payload[6:],
+        "json": payload[:6] + b"[" + payload[7:],
+        "no picture": payload[: 6 + length] + b"no picture",
+        "cut picture": payload[: 6 + length] + image[:40],
+        "label of no kind": with_header(label=7),
+        "label too long": with_header(label="long " * 39),
+        "label that hides": with_header(label="\u202egnisrever"),
+    }
+
+
+@case("F26", needs=["dead_letters"])
+def poison_among_samples(ground: Ground) -> None:
+    """Entries that cannot be learnt are dead letters with their reasons; their neighbours live."""
+    ground.server.start()
+    ground.create_log()
+    good = samples(12)
+    bad = poisoned(encode_sample(good[0]))
+    for sample, (kind, payload) in zip(good, bad.items(), strict=False):
+        digest = hashlib.sha256(payload).hexdigest()
+        ground.admit([sample])
+        # Under no id that the ledger knows: the payload itself may not be readable.
+        ground.admit_payloads([Admittable(f"bad {kind}", digest, payload)], noted=False)
+    ground.start_worker(("inside:commit", 3))
+    ground.settle()
+    ground.start_service()
+    for kind in bad:
+        about = ground.get(f"/samples/bad {kind}")
+        must(about["status"] == "dead", f"{kind}: {about}")
+        must(len(about["reason"]) > 10, f"{kind}: no reason but {about['reason']!r}")
+    ground.verify()
+    must(ground.tally["dead_letters"] == len(bad), "not every bad entry is a dead letter")
+
+
+@case("F27", needs=["worker_kills"])
+def batch_killed_five_times(ground: Ground) -> None:
+    """A batch that five workers died over is learnt by the sixth: a kill condemns nobody."""
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(10))
+    for _ in range(5):
+        worker = ground.start_worker(("after:observe", 1))
+        must(worker.wait(20) == -signal.SIGKILL, f"the worker ended with {worker.code}")
+        ground.tally.add("worker_kills")
+    ground.start_worker()
+    ground.verify()
+    must(ground.tally["dead_letters"] == 0, "a sample was condemned for a kill")
