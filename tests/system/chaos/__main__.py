@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.system.chaos import (  # noqa: F401
     faults_server,
     faults_service,
     faults_worker,
+    mutants,
+    random_runs,
 )
 from tests.system.chaos.campaign import CASES, Campaign, Case
 
@@ -55,7 +58,7 @@ def selected(only: str, *, fast: bool, seeds: int, seed: int) -> list[tuple[Case
     """Return the cases to run with their seeds; the random ones once for each seed."""
     jobs = []
     for case in CASES.values():
-        named = not only or only in case.name or only == case.fault
+        named = not only or re.search(only, case.name) or re.fullmatch(only, case.fault)
         if not named or case.when == ("full" if fast else "fast"):
             continue
         times = seeds if case.name.startswith(RANDOM) else 1
@@ -66,7 +69,9 @@ def selected(only: str, *, fast: bool, seeds: int, seed: int) -> list[tuple[Case
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.system.chaos", description=__doc__)
     parser.add_argument("--fast", action="store_true", help="the subset that `make test` runs")
-    parser.add_argument("--only", default="", help="cases whose name holds this, or of this fault")
+    parser.add_argument(
+        "--only", default="", help="cases with such a name or fault (a regular expression)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=24, help="runs of each random case")
     parser.add_argument("--minutes", type=float, default=60, help="begin no case after so many")

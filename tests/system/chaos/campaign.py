@@ -137,6 +137,7 @@ class Campaign:
         verdict, detail = HELD, ""
         try:
             case.run(ground)
+            detail = "; ".join(ground.notes)
             missing = [name for name in case.needs if not tally[name]]
             if missing:
                 verdict, detail = FAILED, f"never happened: {', '.join(missing)}"
@@ -148,6 +149,8 @@ class Campaign:
             verdict, detail = FAILED, traceback.format_exc()
         finally:
             ground.close()
+        for outcome, count in ground.ledger.asked.items():
+            tally.add(f"asked_{outcome}", count)
         self.tally.include(tally)
         seconds = time.monotonic() - began
         said = Verdict(case.name, case.fault, case.holds, seed, verdict, detail, round(seconds, 2))

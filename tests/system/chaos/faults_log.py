@@ -94,7 +94,9 @@ def middle_of_the_log_damaged(ground: Ground) -> None:
     ground.server.stop()
     (tail,) = (ground.server.directory / "appendonlydir").glob("*.incr.aof")
     with tail.open("rb+") as file:
-        file.seek(tail.stat().st_size // 2)
+        # Where a command begins: in the middle of a picture it would be the picture's damage.
+        content = tail.read_bytes()
+        file.seek(content.index(b"\r\n*", len(content) // 2))
         file.write(bytes(40))
     try:
         ground.server.start()

@@ -81,7 +81,7 @@ def reply_stalled(ground: Ground) -> None:
 def server_killed_under_load(ground: Ground) -> None:
     """A server killed again and again while clients teach loses nothing that it acknowledged."""
     ground.start_all()
-    clients = ground.start_clients(3, 1, pause_s=0.005)
+    clients = ground.start_clients(3, 1, pause_s=0.03)
     for _ in range(6):
         ground.wait(ground.rng.uniform(0.1, 0.5))
         ground.kill_server()

@@ -15,7 +15,15 @@ from everlens.bus.admission import Admittable
 from everlens.wire import encode_sample
 from tests.system.chaos.campaign import case
 from tests.system.chaos.forked import Forked
-from tests.system.chaos.ground import EXIT_STATE, Ground, last_line, must, samples, until
+from tests.system.chaos.ground import (
+    EXIT_STATE,
+    Ground,
+    last_line,
+    must,
+    progress_of,
+    samples,
+    until,
+)
 
 
 def second_learner(ground: Ground) -> tuple[Forked, Forked, Path]:
@@ -77,11 +85,17 @@ def state_disk_full(ground: Ground) -> None:
     """No room for the state: the worker ends, and with room again goes on to the same bits."""
     ground.server.start()
     ground.create_log()
-    ground.admit(samples(10))
-    worker = ground.start_worker(file_bytes_max=1 << 20)
+    ground.admit(samples(6))
+    ground.start_worker()
+    ground.settle()
+    ground.stop_worker()
+    ground.admit(samples(40, "more"))
+    worker = ground.start_worker(file_bytes_max=ground.state_path.stat().st_size + 200_000)
     code = worker.wait(30)
     must(code != 0, "the worker did not notice that its file cannot grow")
     must(code != EXIT_STATE, f"a full disk stops learning for good: {last_line(worker)}")
+    began = progress_of(ground.state_path)
+    must(began is not None and began["cursor"] > 6, "the disk was full from the start")
     ground.tally.add("full_disks")
     ground.start_worker()
     ground.verify()
@@ -140,25 +154,26 @@ def state_emptied(ground: Ground) -> None:
 
 
 def poisoned(payload: bytes) -> dict[str, bytes]:
-    """Return payloads that are wrong in one way each."""
+    """Return payloads that are wrong in one way each, by id."""
     _, length = struct.unpack_from(">HI", payload)
     header, image = json.loads(payload[6 : 6 + length]), payload[6 + length :]
 
-    def with_header(**changed: object) -> bytes:
-        text = json.dumps(header | changed).encode()
+    def made(id: str, image: bytes = image, **changed: object) -> bytes:
+        text = json.dumps(header | {"id": id} | changed).encode()
         return struct.pack(">HI", 1, len(text)) + text + image
 
+    whole = made("no matter")
     return {
         "empty": b"",
-        "short": payload[:3],
-        "format": b"\x00\x07" + payload[2:],
-        "length": payload[:2] + b"\xff\xff\xff\xff" + payload[6:],
-        "json": payload[:6] + b"[" + payload[7:],
-        "no picture": payload[: 6 + length] + b"no picture",
-        "cut picture": payload[: 6 + length] + image[:40],
-        "label of no kind": with_header(label=7),
-        "label too long": with_header(label="long " * 39),
-        "label that hides": with_header(label="\u202egnisrever"),
+        "short": whole[:3],
+        "format": b"\x00\x07" + whole[2:],
+        "length": whole[:2] + b"\xff\xff\xff\xff" + whole[6:],
+        "json": whole[:6] + b"[" + whole[7:],
+        "no-picture": made("no-picture", b"no picture"),
+        "cut-picture": made("cut-picture", image[:40]),
+        "kind-of-label": made("kind-of-label", label=7),
+        "long-label": made("long-label", label="long " * 39),
+        "hidden-label": made("hidden-label", label="\u202egnisrever"),
     }
 
 
@@ -169,18 +184,18 @@ def poison_among_samples(ground: Ground) -> None:
     ground.create_log()
     good = samples(12)
     bad = poisoned(encode_sample(good[0]))
-    for sample, (kind, payload) in zip(good, bad.items(), strict=False):
-        digest = hashlib.sha256(payload).hexdigest()
+    for sample, (name, payload) in zip(good, bad.items(), strict=False):
         ground.admit([sample])
-        # Under no id that the ledger knows: the payload itself may not be readable.
-        ground.admit_payloads([Admittable(f"bad {kind}", digest, payload)], noted=False)
+        ground.admit_payloads([Admittable(name, hashlib.sha256(payload).hexdigest(), payload)])
+    for name in ("empty", "short", "format", "length", "json"):
+        del ground.ledger.acked[name]  # the checker cannot read their ids in the log
     ground.start_worker(("inside:commit", 3))
     ground.settle()
     ground.start_service()
-    for kind in bad:
-        about = ground.get(f"/samples/bad {kind}")
-        must(about["status"] == "dead", f"{kind}: {about}")
-        must(len(about["reason"]) > 10, f"{kind}: no reason but {about['reason']!r}")
+    for name in bad:
+        about = ground.get(f"/samples/{name}")
+        must(about["status"] == "dead", f"{name}: {about}")
+        must(len(about["reason"]) > 10, f"{name}: no reason but {about['reason']!r}")
     ground.verify()
     must(ground.tally["dead_letters"] == len(bad), "not every bad entry is a dead letter")
 

@@ -224,7 +224,7 @@ def settled(
 
 def progress_of(path: Path) -> dict[str, Any] | None:
     """Return the learner's committed progress; None before the first commit."""
-    with contextlib.suppress(sqlite3.OperationalError):
+    with contextlib.suppress(sqlite3.DatabaseError):  # also while it is damaged on purpose
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             row = db.execute("SELECT record FROM head").fetchone()
@@ -266,6 +266,8 @@ class Ground:
         self.service_starts = 0  # negative while it is down
         self.mutations: list[str] = []
         self.conditions: list[str] = []
+        self.next_death: Callable[[], tuple[str, int] | None] = lambda: None
+        self.notes: list[str] = []  # printed with the verdict
         self.ends: list[Callable[[], object]] = []
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -387,7 +389,7 @@ class Ground:
             code = self.worker.code
             must(code == -signal.SIGKILL, f"the worker ended with {code}: {last_line(self.worker)}")
             self.tally.add("worker_kills")
-            self.start_worker()
+            self.start_worker(self.next_death())
 
     def stop_worker(self) -> None:
         """Let the worker end in order."""
@@ -448,6 +450,12 @@ class Ground:
         """Return what the service answers, as JSON."""
         return httpx.get(f"{self.url}{path}", timeout=20).json()
 
+    def beside(self, name: str) -> Ground:
+        """Return a ground of its own, with counts of its own; closed with this one."""
+        other = Ground(self.zygote, self.quiet, self.directory / name, self.seed, Tally())
+        self.ends.append(other.close)
+        return other
+
     def use_proxy(self) -> Proxy:
         """Put a proxy between the service and the server; call before the service starts."""
         proxy = Proxy(self.server.socket, self.directory / "proxy.sock")
@@ -496,7 +504,7 @@ class Ground:
                 await client.aclose()
 
         receipts = asyncio.run(admit())
-        for receipt in receipts if noted else ():
+        for receipt in receipts:
             self.ledger.note(receipt.id, "ok", receipt.seq)
         return receipts
 
@@ -514,6 +522,17 @@ class Ground:
             return self.rests()
 
         until(at_rest, "the learner to come to rest", within_s)
+
+    def begun(self) -> bool:
+        """Return whether the worker holds the log."""
+        return progress_of(self.state_path) is not None and bool(
+            self.client.exists(self.keys.lease)
+        )
+
+    def serves_head(self) -> bool:
+        """Return whether the service answers with the newest version."""
+        head: Any = self.client.get(self.keys.head)
+        return head is None or self.get("/readyz").get("version") == int(head.split()[0])
 
     def rests(self) -> bool:
         """Return whether all that is in the log is learnt and published, and nothing is due."""
@@ -554,6 +573,7 @@ class Ground:
         self.settle()
         found = self.findings()
         must(not found, str(found))
+        must(not self.ledger.violations, "; ".join(self.ledger.violations[:3]))
 
     def close(self) -> None:
         """End all that was started, and remove the files."""

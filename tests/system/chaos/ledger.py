@@ -47,6 +47,7 @@ class Ledger:
         self.outcomes: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.violations: list[str] = []
         self._lock = threading.Lock()
 
     def note(self, id: str, outcome: str, seq: int = 0) -> None:
@@ -136,6 +137,7 @@ class Asker(threading.Thread):
 
     def run(self) -> None:
         """Ask until told to stop. What meets a kill of the service itself is not counted."""
+        before, last = 0, 0
         question = {"image": encoded(1, 0), "labels": list(LABELS), "top": 1}
         with httpx.Client(base_url=self.url, timeout=_REQUEST_S) as client:
             while not self.stopping.is_set():
@@ -150,4 +152,10 @@ class Asker(threading.Thread):
                     right, words = False, repr(error)
                 if right or self.up() == start:
                     self.ledger.note_answer(right, words)
+                if right:
+                    last = last if before == start else 0
+                    before, version = start, answer.json()["version"]
+                    if version < last:
+                        self.ledger.violations.append(f"version {version} answers after {last}")
+                    last = version
                 time.sleep(0.01)
