@@ -2,7 +2,8 @@
 Group commit: samples of requests that arrive together go to the log in one call. ②
 
 While one call is away the next group gathers, so there is no timer, and one sample alone waits
-for nobody. A refusal never spreads: a refused group is tried again request by request.
+for nobody. A refusal never spreads: a refused group is tried again request by request. Nobody waits
+longer than `ANSWER_S`, however many groups are ahead of him.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import asyncio
 from collections.abc import Sequence
 
 from everlens.bus.admission import Admission, Admittable
-from everlens.errors import Refused
+from everlens.errors import LogUnavailable, Refused
 from everlens.records import Receipt
 
 GROUP_SAMPLES_MAX = 64
+ANSWER_S = 2.5  # a slow disk takes half a second; who waits longer is told that it is unknown
 
 _Waiting = tuple[list[Admittable], "asyncio.Future[list[Receipt]]"]
 
@@ -33,11 +35,14 @@ class GroupAdmission:
         self._waiting.append((list(samples), future))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send())
-        return await future
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await future
+        except TimeoutError:
+            raise LogUnavailable(f"the log did not answer within {ANSWER_S:g} s") from None
 
     async def _send(self) -> None:
-        while self._waiting:
-            group = self._take()
+        while group := self._take():
             try:
                 await self._admit_together(group)
             except Refused:
@@ -45,12 +50,16 @@ class GroupAdmission:
                     await self._admit_alone(request)
 
     def _take(self) -> list[_Waiting]:
-        """Return the next group: at least one request, and no more samples than one call takes."""
-        group, size = [self._waiting.pop(0)], 0
-        size = len(group[0][0])
-        while self._waiting and size + len(self._waiting[0][0]) <= GROUP_SAMPLES_MAX:
+        """Return the next group: no more samples than one call takes, but for a single request."""
+        # Who has left, or was told that it is unknown, sends again if he still wants it.
+        self._waiting = [waiting for waiting in self._waiting if not waiting[1].done()]
+        group: list[_Waiting] = []
+        size = 0
+        while self._waiting:
+            size += len(self._waiting[0][0])
+            if group and size > GROUP_SAMPLES_MAX:
+                break
             group.append(self._waiting.pop(0))
-            size += len(group[-1][0])
         return group
 
     async def _admit_together(self, group: list[_Waiting]) -> None:

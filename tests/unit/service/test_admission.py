@@ -1,0 +1,56 @@
+"""Group commit: who is grouped with whom, and how long anybody waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+import service.admission
+from everlens.bus.admission import Admission, Admittable
+from everlens.errors import LogUnavailable
+from everlens.records import Receipt
+from service.admission import GroupAdmission
+
+
+class StoppedLog:
+    """A log that takes calls and does not answer until it is let."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.answering = asyncio.Event()
+
+    async def admit(self, samples: Sequence[Admittable]) -> list[Receipt]:
+        self.calls.append([sample.id for sample in samples])
+        await self.answering.wait()
+        return [Receipt(sample.id, seq, repeated=False) for seq, sample in enumerate(samples, 1)]
+
+
+def sample(name: str) -> Admittable:
+    return Admittable(name, "digest", b"payload")
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_for_the_groups_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Behind a call that is not answered everybody is told in time that it is unknown; those who were
+    not sent by then never are, and the next one is served as if nothing had been.
+    """
+    monkeypatch.setattr(service.admission, "ANSWER_S", 0.2)
+    log = StoppedLog()
+    group = GroupAdmission(cast("Admission", log))
+    loop = asyncio.get_running_loop()
+
+    began = loop.time()
+    waiting = [asyncio.create_task(group.admit([sample("sent")]))]
+    await asyncio.sleep(0.05)
+    waiting += [asyncio.create_task(group.admit([sample(f"late-{k}")])) for k in range(3)]
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert loop.time() - began < 0.5
+    assert all(isinstance(outcome, LogUnavailable) for outcome in outcomes)
+    log.answering.set()
+    assert [Receipt("next", 1, repeated=False)] == await group.admit([sample("next")])
+    assert [["sent"], ["next"]] == log.calls
