@@ -48,6 +48,7 @@ class Stream:
         self._control = client.register_script(script("control"))
         self._lease = client.register_script(script("lease"))
         self._pause = client.register_script(script("pause"))
+        self._report = client.register_script(script("report"))
         self._trim = client.register_script(script("trim"))
 
     def state(self) -> LogState | None:
@@ -169,8 +170,9 @@ class Stream:
     def report(self, fields: Mapping[str, object]) -> None:
         """Leave the learner's own figures where the service can show them to people."""
         with reaching_the_log():
-            self.client.hset(
-                self.keys.learner, mapping={k: json.dumps(v) for k, v in fields.items()}
+            self._report(
+                keys=[self.keys.learner],
+                args=[word for name, value in fields.items() for word in (name, json.dumps(value))],
             )
 
     def pause(self, reason: str, holder: str) -> None:

@@ -46,6 +46,7 @@ class Publisher:
         self.keys = stream.keys
         self._publish = self.client.register_script(script("publish"))
         self._collect = self.client.register_script(script("collect"))
+        self._store = self.client.register_script(script("store"))
 
     def missing(self, digests: Sequence[str]) -> list[str]:
         """Return those digests whose parts are not stored yet."""
@@ -59,7 +60,7 @@ class Publisher:
         """Store parts under their digests; storing one twice is harmless."""
         with reaching_the_log():
             for digest, content in parts.items():
-                self.client.set(self.keys.part(digest), content)
+                self._store(keys=[self.keys.part(digest)], args=[content])
 
     def publish(self, manifest: Manifest, dead: Sequence[DeadLetter]) -> None:
         """

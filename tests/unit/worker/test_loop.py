@@ -349,6 +349,21 @@ def test_start_makes_up_for_a_trim_that_was_cut_short(bench: Bench) -> None:
     assert b"4" == bench.client.hget(bench.keys.meta, "done")
 
 
+def test_over_maxmemory_what_waits_is_still_learnt_and_freed(bench: Bench) -> None:
+    """A server that refuses new samples for their memory lets the learner publish and trim."""
+    bench.admit(digit_samples(8))
+    bench.client.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(LogUnavailable, match="maxmemory"):
+            bench.admit(digit_samples(9))
+        loop = run_to(bench.loop(), 8)
+    finally:
+        bench.client.config_set("maxmemory", "256mb")
+
+    assert 8 == Publisher(loop.stream).head()[0] * 4
+    assert b"0" == bench.client.hget(bench.keys.meta, "bytes")
+
+
 def test_idle_adapter_without_exemplars_ends(bench: Bench) -> None:
     """A buffer too small for any exemplar leads to no adapter, and to one decision only."""
     bench.admit(digit_samples(8))
