@@ -223,7 +223,8 @@ class Loop:
 
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""
-        self.stream.hold(self.progress.epoch, self.progress.holder)
+        # Each time, since an older log may be put under a learner that runs.
+        self.stream.hold(self.progress.epoch, self.progress.holder, self.progress.cursor)
         self.generations.tend()
         if self.unpublished is None:
             return

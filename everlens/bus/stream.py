@@ -71,21 +71,28 @@ class Stream:
             create = self.client.register_script(script("create"))
             return text(create(keys=[self.keys.meta], args=[uuid.uuid4().hex]))
 
-    def hold(self, epoch: str, holder: str) -> bool:
+    def hold(self, epoch: str, holder: str, cursor: int = 0) -> bool:
         """
         Take or renew the lease on this epoch; return False while another learner holds it.
 
         Args:
             epoch: of the log that the state was learnt from.
             holder: a name that belongs to the state, and outlives this process.
+            cursor: the last entry that the state has learnt.
 
         Raises:
             OtherLog: the epoch is another one now.
+            StateError: the log ends behind the cursor.
             Fenced: another learner held it since this one took it last.
         """
         with reaching_the_log():
             answer = self._lease(
-                keys=[self.keys.meta, self.keys.lease], args=[epoch, holder, LEASE_MS]
+                keys=[self.keys.meta, self.keys.lease], args=[epoch, holder, LEASE_MS, cursor]
+            )
+        if text(answer[0]) == "BEHIND":
+            raise StateError(
+                f"the log ends at entry {text(answer[1])}, behind the {cursor} that are learnt: "
+                "accepted samples were lost; restore the newest copy of the log"
             )
         if text(answer[0]) == "HELD":
             if self.fence:

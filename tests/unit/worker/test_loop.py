@@ -456,6 +456,16 @@ def test_log_behind_the_state_is_noticed(bench: Bench) -> None:
         run_to(bench.loop(), 8)
 
 
+def test_older_log_under_a_running_learner_is_noticed(bench: Bench) -> None:
+    """What it took now, under numbers that were learnt before, would be skipped."""
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+    bench.client.hset(bench.keys.meta, "seq", 3)
+
+    with pytest.raises(StateError, match="ends at entry 3, behind the 4"):
+        run_to(loop, 8)
+
+
 def test_lost_state_is_noticed(bench: Bench) -> None:
     """A log that was learnt and freed is not learnt again from the middle."""
     bench.admit(digit_samples(4))
