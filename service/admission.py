@@ -16,7 +16,7 @@ from everlens.errors import LogUnavailable, Refused
 from everlens.records import Receipt
 
 GROUP_SAMPLES_MAX = 64
-ANSWER_S = 2.5  # a slow disk takes half a second; who waits longer is told that it is unknown
+ANSWER_S = 2.0  # a slow disk takes half a second; who waits longer is told that it is unknown
 
 _Waiting = tuple[list[Admittable], "asyncio.Future[list[Receipt]]"]
 

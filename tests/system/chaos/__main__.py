@@ -20,16 +20,42 @@ from tests.system.chaos import (  # noqa: F401
     faults_server,
     faults_service,
     faults_worker,
+    lasting,
     mutants,
     random_runs,
+    soak,
 )
 from tests.system.chaos.campaign import CASES, Campaign, Case
 
 RANDOM = "random"
 
 # What must have happened in a whole campaign, or it proved nothing about it.
-CONDITIONS = ("worker_kills", "failpoints", "cut_entries", "adapter_entries")
-CONDITIONS_OF_ALL = ()
+CONDITIONS = (
+    "adapter_entries",
+    "cut_entries",
+    "dead_letters",
+    "failpoints",
+    "fences_seen",
+    "memory_refusals",
+    "mutations_caught",
+    "posts_settled",
+    "posts_unknown",
+    "proxy_cut-request",
+    "proxy_drop-reply",
+    "proxy_half-reply",
+    "proxy_stall",
+    "queue_refusals",
+    "repeats_after_execution",
+    "rewrites",
+    "server_exits",
+    "server_kills",
+    "server_stops",
+    "slow_syncs",
+    "swaps",
+    "worker_kills",
+    "wrong_logs_noticed",
+)
+CONDITIONS_OF_ALL = ("service_kills", "service_stops", "worker_stops")
 
 
 def main() -> int:
@@ -49,6 +75,8 @@ def main() -> int:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.report:
         campaign.report(options.report)
+    if options.table:
+        options.table.write_text(campaign.table(), encoding="utf-8")
     seconds = round(time.monotonic() - began, 1)
     print(json.dumps(campaign.summary() | {"seconds": seconds}), flush=True)
     return 1 if failures or not campaign.verdicts else 0
@@ -77,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=60, help="begin no case after so many")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--report", type=Path, help="write all verdicts to this file, as JSON")
+    parser.add_argument("--table", type=Path, help="write the verdicts as a table, for the docs")
     parser.add_argument("--list", action="store_true", help="only name the cases")
     return parser
 

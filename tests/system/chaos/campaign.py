@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from tests.system.chaos.ground import Broken, Ground, NotPossible, Quiet
 from tests.system.chaos.mutations import MUTATIONS
 from tests.system.chaos.tally import Tally
 from tests.tiny_clip import write_tiny_clip
+
+_ROOM_BYTES = 4 << 30
 
 HELD, FAILED, NOT_POSSIBLE = "held", "FAILED", "not possible here"
 
@@ -99,7 +102,7 @@ class Campaign:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_where()))
         self.tally = Tally()
         self.verdicts: list[Verdict] = []
         self._stopped = threading.Event()
@@ -190,3 +193,39 @@ class Campaign:
             "cases": [asdict(verdict) for verdict in self.verdicts],
         }
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """Return the verdicts as the Markdown table of the docs, faults first."""
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for verdict in self.verdicts:
+            row = (verdict.fault, verdict.name, verdict.holds)
+            found.setdefault(row, []).append(verdict.verdict)
+        rows = [
+            f"| {fault} | `{name}` | {holds} | {_together(verdicts)} |"
+            for (fault, name, holds), verdicts in sorted(found.items(), key=_by_fault)
+        ]
+        return "\n".join(
+            ["| fault | case | what holds | verdict |", "|---|---|---|---|", *rows, ""]
+        )
+
+
+def _by_fault(row: tuple[tuple[str, str, str], object]) -> tuple[int, str]:
+    (fault, name, _), _ = row
+    return (int(fault[1:]) if fault else 1_000, name)
+
+
+def _together(verdicts: list[str]) -> str:
+    counts = Counter(verdicts)
+    if len(verdicts) == 1 or len(counts) > 1:
+        return ", ".join(f"{v}" if n == 1 else f"{v} {n} times" for v, n in counts.items())
+    return f"{verdicts[0]} ({len(verdicts)} seeds)"
+
+
+def _where() -> Path:
+    """
+    Return memory where there is enough of it: what a kill loses is the same, and hundreds of
+    databases need not be synced to a disk. Paths of sockets must be short.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > _ROOM_BYTES
+    return memory if roomy else Path("/tmp")

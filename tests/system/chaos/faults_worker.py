@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import signal
 import struct
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import httpx
 
-from everlens.bus.admission import Admittable
 from everlens.wire import encode_sample
 from tests.system.chaos.campaign import case
 from tests.system.chaos.forked import Forked
@@ -186,7 +184,7 @@ def poison_among_samples(ground: Ground) -> None:
     bad = poisoned(encode_sample(good[0]))
     for sample, (name, payload) in zip(good, bad.items(), strict=False):
         ground.admit([sample])
-        ground.admit_payloads([Admittable(name, hashlib.sha256(payload).hexdigest(), payload)])
+        ground.inject({name: payload})
     for name in ("empty", "short", "format", "length", "json"):
         del ground.ledger.acked[name]  # the checker cannot read their ids in the log
     ground.start_worker(("inside:commit", 3))

@@ -130,8 +130,8 @@ def no_fence() -> None:
     """Whoever held the lease once goes on, and the scripts let it."""
     hold = Stream.hold
 
-    def believing(stream: Stream, epoch: str, holder: str) -> bool:
-        return True if stream.fence else hold(stream, epoch, holder)
+    def believing(stream: Stream, *belonging: Any) -> bool:
+        return True if stream.fence else hold(stream, *belonging)
 
     replace(Stream, "hold", believing)
     for module in (everlens.bus.stream, everlens.bus.versions):
