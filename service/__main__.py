@@ -9,16 +9,18 @@ import os
 import signal
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 import uvloop
 
 from everlens.errors import EverlensError, SettingsError
 from everlens.settings import Settings, load_settings
+from service.connections import KEEP_ALIVE_S, Connection, Owing
 
 if TYPE_CHECKING:
     from service.context import Service
+    from service.metrics import Metrics
 
 _GRACE_S = 2
 _EXIT_REFUSED = 2
@@ -86,13 +88,15 @@ def _run(settings: Settings) -> EverlensError | None:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=_connections(app.state.service.metrics),
         loop="uvloop",
         ws="none",
         lifespan="on",
-        log_level="warning",
+        # Not "warning": clients that send nonsense would fill the log; they are counted instead.
+        log_level="error",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
     # uvicorn raises the signal again once it has ended in order; that end is a success.
@@ -100,6 +104,17 @@ def _run(settings: Settings) -> EverlensError | None:
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(uvicorn.Server(config), app.state.service))
+
+
+def _connections(metrics: Metrics) -> type[asyncio.Protocol]:
+    """Return what makes a connection; all of them know of each other."""
+
+    def refused(reason: str) -> None:
+        metrics.refused_connections.labels(reason).inc()
+
+    owing = Owing(partial(refused, "crowded"))
+    # uvicorn asks for a class, and calls it.
+    return cast("type[asyncio.Protocol]", partial(Connection, owing=owing, refused=refused))
 
 
 async def _serve(server: uvicorn.Server, service: Service) -> EverlensError | None:

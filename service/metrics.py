@@ -43,6 +43,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.refused_connections = Counter(
+            "everlens_connections_refused_total",
+            "Connections that were closed before a whole request came, by reason.",
+            ("reason",),
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "everlens_batch_size", "Pictures in a forward pass.", buckets=_SIZES, registry=registry
         )

@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "unknown-class": (404, "There is no such class"),
     "unknown-version": (404, "There is no such version"),
     "method-not-allowed": (405, "The route does not take this method"),
+    "head-timeout": (408, "The head came too slowly"),
     "body-timeout": (408, "The body came too slowly"),
     "id-conflict": (409, "The id was used before with another body"),
     "too-many-classes": (409, "There may be no more classes"),
@@ -49,6 +50,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "damaged-image": (422, "The picture cannot be used"),
     "invalid-fields": (422, "A field is not as it must be"),
     "queue-full": (429, "Too many samples wait to be learnt"),
+    "head-too-large": (431, "The head is too large"),
     "internal": (500, "The service failed"),
     "busy": (503, "The service has too much to do"),
     "log-behind": (503, "The log lost samples that were accepted"),
@@ -140,7 +142,7 @@ def pydantic_errors(error: Any, index: int | None = None) -> list[dict[str, Any]
     for complaint in error.errors(include_url=False, include_input=False, include_context=False):
         message = complaint["msg"].removeprefix("Value error, ")
         if complaint["type"] == "extra_forbidden":
-            message = "unknown field; remove it or correct its name (see /docs)"
+            message = "unknown field; remove it or correct its name (see /openapi.json)"
         if complaint["type"] == "missing":
             message = "is missing"
         if complaint["type"] == "model_type":
@@ -201,7 +203,7 @@ def install(app: FastAPI) -> None:
         kind = _OF_STATUS.get(error.status_code, "bad-request")
         detail = {
             "unknown-route": "there is no such route; GET / lists what there is",
-            "method-not-allowed": f"{request.method} is not taken here; see /docs",
+            "method-not-allowed": f"{request.method} is not taken here; see /openapi.json",
         }.get(kind, error.detail or HTTPStatus(error.status_code).phrase)
         return Problem(kind, detail).response(request.url.path, error.headers)
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from service.limits import BodyLimits
+from service.limits import HEAD_BYTES_MAX, BodyLimits, Pace
 from service.problems import Problem
 
 pytestmark = pytest.mark.anyio
@@ -109,10 +109,101 @@ async def test_an_understated_length_is_counted():
 async def test_a_trickling_body_ends_at_the_deadline():
     """A body that comes byte by byte is a 408 at an absolute deadline, not after each byte anew."""
     started = asyncio.get_running_loop().time()
-    status, headers, *_ = await exchange(pieces(*[b"x"] * 90, pause_s=0.02), body_s=0.2)
+    pace = Pace(grace_s=10, bytes_per_s=1, body_s=0.2)
+    status, headers, *_ = await exchange(pieces(*[b"x"] * 90, pause_s=0.02), pace=pace)
     assert status == 408
     assert headers[b"connection"] == b"close"
     assert asyncio.get_running_loop().time() - started < 1
+
+
+async def test_a_body_below_the_rate_ends_before_the_deadline():
+    """After a first moment only bytes buy time: a trickle is a 408 long before the deadline."""
+    started = asyncio.get_running_loop().time()
+    pace = Pace(grace_s=0.2, bytes_per_s=1000, body_s=60)
+    status, headers, content, _ = await exchange(pieces(*[b"x"] * 90, pause_s=0.05), pace=pace)
+    assert status == 408
+    assert headers[b"connection"] == b"close"
+    assert json.loads(content)["type"] == "/problems/body-timeout"
+    assert asyncio.get_running_loop().time() - started < 1
+
+
+async def test_a_body_at_the_rate_may_take_its_time():
+    """A line that keeps the rate is waited for, well beyond the first moment."""
+    pace = Pace(grace_s=0.2, bytes_per_s=50, body_s=60)
+    status, _, content, _ = await exchange(pieces(*[bytes(5)] * 12, pause_s=0.05), pace=pace)
+    assert (status, content) == (200, b"60")
+
+
+async def test_large_bodies_give_way_to_small_ones():
+    """When the bodies of all requests together are too much, the large are refused with 503."""
+    holding = asyncio.Event()
+    layer = BodyLimits(reader, bytes_max=100, held_bytes_max=250)
+
+    async def send_body(size: int) -> int:
+        messages = [
+            {"type": "http.request", "body": bytes(size), "more_body": True},
+            {"type": "http.request", "body": b"", "more_body": False},
+        ]
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            if len(messages) == 1 and not sent:
+                await holding.wait()
+            return messages.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await layer({"type": "http", "path": "/x", "headers": []}, receive, send)
+        return int(sent[0]["status"])
+
+    first = [asyncio.create_task(send_body(80)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    large, small = asyncio.create_task(send_body(80)), asyncio.create_task(send_body(20))
+    await asyncio.sleep(0.05)
+    holding.set()
+    assert [await task for task in (*first, large, small)] == [200, 200, 503, 200]
+    assert layer.free_bytes == 250
+
+
+async def test_a_client_that_leaves_is_no_error_of_ours():
+    """A connection that closes within the body is the client's fault: no exception, no 500."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/x", "headers": []}
+    await BodyLimits(reader, bytes_max=100)(scope, receive, send)
+    assert sent[0]["status"] == 400
+
+
+@pytest.mark.parametrize("where", ["path", "query", "header", "headers"])
+async def test_a_head_over_the_limit_is_refused(where):
+    """An address or headers over the limit are a 431, however the bytes are spread."""
+    long = b"a" * (HEAD_BYTES_MAX + 1)
+    scope: Scope = {
+        "type": "http",
+        "path": "/x",
+        "raw_path": b"/" + long if where == "path" else b"/x",
+        "query_string": long if where == "query" else b"",
+        "headers": {"header": [(b"x", long)], "headers": [(b"x", b"")] * HEAD_BYTES_MAX}.get(
+            where, []
+        ),
+    }
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await BodyLimits(reader, bytes_max=100)(scope, receive, send)
+    assert sent[0]["status"] == 431
 
 
 @pytest.mark.parametrize(
@@ -122,6 +213,7 @@ async def test_a_trickling_body_ends_at_the_deadline():
         [(b"content-length", b"5"), (b"content-length", b"6")],
         [(b"content-length", b"five")],
         [(b"content-length", b"-5")],
+        [(b"content-length", "٥".encode())],
     ],
 )
 async def test_ambiguous_lengths_are_refused(headers):
