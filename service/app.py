@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from everlens import __version__
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
-from service import problems
+from service import openapi, problems
 from service.context import Service
 from service.limits import BodyLimits
 from service.metrics import RequestMetrics
@@ -38,11 +38,17 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         version=__version__,
         description="An image classifier that learns while it serves.",
         lifespan=lifespan,
+        # FastAPI's pages for people load their scripts from the internet, and are blank without it.
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would lose the body with many clients, and "/classes/x/" has a name of its own.
+        redirect_slashes=False,
     )
     app.state.service = service
     problems.install(app)
     app.add_middleware(BodyLimits, bytes_max=settings.max_body_bytes)
     app.add_middleware(RequestMetrics, metrics=service.metrics)
     for routes in (samples, classify, insight, versions, health):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses=openapi.EVERYWHERE)
+    openapi.install(app)
     return app

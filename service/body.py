@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from starlette.datastructures import FormData
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.problems import Problem, field_error, field_problem, fields_problem
@@ -20,6 +23,7 @@ RAW = {"image/jpeg", "image/jpg", "image/png", "image/webp", "application/octet-
 _DEPTH_MAX = 32
 _BRACKETS_MAX = 20_000
 _FIELD_BYTES_MAX = 64 * 1024
+_BOUNDARY = re.compile(r"[\w'()+,./:=?-]([\w'()+,./:=? -]{0,68}[\w'()+,./:=?-])?", re.ASCII)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _OPENING = frozenset(b"[{")
 
@@ -103,7 +107,44 @@ def _check_depth(content: bytes) -> None:
 
 @asynccontextmanager
 async def form_of(request: Request, *, files_max: int, fields_max: int) -> AsyncIterator[FormData]:
-    """Give the fields of a multipart body; its files are closed afterwards."""
-    form = request.form(max_files=files_max, max_fields=fields_max, max_part_size=_FIELD_BYTES_MAX)
-    async with form as fields:
-        yield fields
+    """
+    Give the fields of a multipart body, read as UTF-8; its files are closed afterwards.
+
+    Raises:
+        Problem: 400 for what is not a form of these limits, 422 for a field in another encoding.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"").decode("latin-1")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Problem("bad-request", "the form's content type has no boundary as RFC 2046 has it")
+    # Starlette reads bytes that are no UTF-8 as Latin-1: another name than the one that was meant.
+    # Latin-1 for all of them loses nothing, and is undone below.
+    kept = Headers({"content-type": f'{FORM}; boundary="{boundary}"; charset=latin-1'})
+    parser = MultiPartParser(
+        kept,
+        request.stream(),
+        max_files=files_max,
+        max_fields=fields_max,
+        max_part_size=_FIELD_BYTES_MAX,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem("bad-request", f"the form cannot be read: {error.message}") from error
+    try:
+        yield FormData(
+            [(_utf8(name), _utf8_field(name, value)) for name, value in form.multi_items()]
+        )
+    finally:
+        await form.close()
+
+
+def _utf8_field(name: str, value: str | UploadFile) -> str | UploadFile:
+    return _utf8(value, name) if isinstance(value, str) else value
+
+
+def _utf8(latin: str, field: str = "body") -> str:
+    try:
+        return latin.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise field_problem(field, "is not UTF-8; send the form in UTF-8") from None

@@ -1,13 +1,17 @@
-"""What OpenAPI cannot read off the handlers: bodies in several content types, with examples. ①"""
+"""What OpenAPI cannot read off the handlers: errors, and bodies in several content types. ①"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from service.problems import KINDS, MEDIA_TYPE
 from service.schemas import EXAMPLE_IMAGE, ProblemOut, QueryFields, QueryIn, SampleFields, SampleIn
+
+_REFERENCE = "#/components/schemas/{model}"
 
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}
 
@@ -17,10 +21,27 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": "; ".join(title for s, title in KINDS.values() if s == status),
-            "content": {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model="ProblemOut")}}},
         }
         for status in statuses
     }
+
+
+# What any request may hear, whatever it asks: see `service.limits` and `service.connections`.
+EVERYWHERE = problems(400, 408, 413, 431)
+
+
+def install(app: FastAPI) -> None:
+    """Put the problem document among the schemas of the application's description."""
+    describe = app.openapi
+    _, problem = models_json_schema([(ProblemOut, "serialization")], ref_template=_REFERENCE)
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        document["components"]["schemas"].update(problem["$defs"])
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -63,8 +84,8 @@ SAMPLES: dict[str, Any] = {
         {
             "name": "Idempotency-Key",
             "in": "header",
-            "schema": {"type": "string"},
-            "description": "The id of a single sample, instead of the field.",
+            "schema": {"type": "string", "pattern": "^[!-~]([ -~]*[!-~])?$", "maxLength": 200},
+            "description": "The id of a single sample, instead of the field; ASCII only.",
         }
     ],
     "requestBody": {

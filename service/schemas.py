@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections import Counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +16,7 @@ from everlens.records import (
     TEXT_CHARACTERS_MAX,
     clean_name,
 )
-from service.problems import pydantic_errors
+from service.problems import KINDS, pydantic_errors
 
 TOP_DEFAULT = 5
 TOP_MAX = 1000
@@ -31,7 +31,11 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w.+=-]+)*;base64,", re.ASCII | re.IGN
 
 
 # Looked at before a text is normalised, which costs time for every character.
-_LENGTH = Field(max_length=4096)
+NAME_LENGTH_MAX = 4096
+_LENGTH = Field(max_length=NAME_LENGTH_MAX, json_schema_extra={"minLength": 1})
+
+# The largest integer that every JSON reader keeps exactly.
+INTEGER_MAX = 2**53
 
 
 def _cleaned(field: str, characters_max: int) -> AfterValidator:
@@ -41,6 +45,7 @@ def _cleaned(field: str, characters_max: int) -> AfterValidator:
 Label = Annotated[str, _LENGTH, _cleaned("label", LABEL_CHARACTERS_MAX)]
 Text = Annotated[str, _LENGTH, _cleaned("text", TEXT_CHARACTERS_MAX)]
 SampleId = Annotated[str, _LENGTH, _cleaned("id", ID_CHARACTERS_MAX)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _without_repeats(labels: list[str]) -> list[str]:
@@ -82,11 +87,16 @@ class QueryFields(_Strict):
     )
     top: int = Field(TOP_DEFAULT, ge=1, le=TOP_MAX, description="How many lines to answer.")
     version: int | None = Field(
-        None, ge=0, description="0 for the frozen base model, or a recent version; else the newest."
+        None,
+        ge=0,
+        le=INTEGER_MAX,
+        description="0 for the frozen base model, or a recent version; else the newest.",
     )
-    wait_for: str | int | None = Field(
-        None, description="Id or seq of a sample: answer when it was learnt."
-    )
+    wait_for: (
+        Annotated[str, Field(max_length=NAME_LENGTH_MAX)]
+        | Annotated[int, Field(le=INTEGER_MAX)]
+        | None
+    ) = Field(None, description="Id or seq of a sample: answer when it was learnt.")
     wait_s: float | None = Field(
         None, gt=0, le=WAIT_S_MAX, allow_inf_nan=False, description="How long `wait_for` waits."
     )
@@ -104,15 +114,18 @@ class ReceiptOut(_Strict):
     """An accepted sample."""
 
     id: str
-    seq: int
-    status: str = Field(examples=["accepted"])
+    seq: int = Field(ge=1)
+    status: Literal["accepted"]
 
 
-class SampleOut(ReceiptOut):
+class SampleOut(_Strict):
     """What became of a sample: accepted, learnt (by which version) or dead (why)."""
 
-    version: int | None = None
-    reason: str | None = None
+    id: str
+    seq: int = Field(ge=1)
+    status: Literal["accepted", "learnt", "dead"]
+    version: int | None = Field(None, ge=1, description="The first that has learnt it.")
+    reason: str | None = Field(None, description="Why it could not be learnt.")
 
 
 class PinOut(_Strict):
@@ -125,33 +138,149 @@ class PredictionOut(_Strict):
     """One line of an answer."""
 
     label: str
-    score: float
-    samples: int
+    score: Share
+    samples: int = Field(ge=0, description="Labels of this class that were learnt.")
 
 
 class AnswerOut(_Strict):
     """The most probable names, the best first, and what the answer rests on."""
 
     predictions: list[PredictionOut]
-    known: float | None = Field(
+    known: Share | None = Field(
         description="Probability that the picture is of any learnt class among the candidates; "
         "null before the first is learnt. Without `labels`, near 0 means none of all learnt."
     )
-    version: int
-    learned_through: int
+    version: int = Field(ge=0)
+    learned_through: int = Field(ge=0)
     model: str
     prediction_id: str
 
 
-class ProblemOut(BaseModel):
+class ClassOut(_Strict):
+    """One learnt class; null is what is not known yet."""
+
+    label: str
+    samples: int = Field(ge=0)
+    index: int = Field(ge=0, description="Its place in the order of first samples.")
+    recall: Share | None = Field(description="Of served answers before the label came, lately.")
+    forgetting: float | None = Field(description="How far that is below the class's best.")
+    weight: float | None = Field(ge=0, description="Of its loss in tuning; 1 is the mean.")
+    zero_shot: Share | None = Field(description="Recall of the frozen model alone.")
+    evidence: Share | None = Field(description="Recall of the closed form alone.")
+    adapter: Share | None = Field(description="Recall of the adapter alone.")
+
+
+class OneClassOut(ClassOut):
+    """One learnt class, and by which version."""
+
+    version: int = Field(ge=0)
+
+
+class ClassesOut(_Strict):
+    """The learnt classes, and by which version."""
+
+    classes: list[ClassOut]
+    version: int = Field(ge=0)
+
+
+class GateOut(_Strict):
+    """What held-out samples said of an adapter: its mean probability of the right names."""
+
+    published: bool
+    held_out: int = Field(ge=0)
+    before: Share | None = Field(None, description="Left out where too few were held out.")
+    after: Share | None = None
+    error: float | None = Field(None, ge=0, description="Standard error of the difference.")
+
+
+class VersionOut(_Strict):
+    """One version of the lineage."""
+
+    version: int = Field(ge=0)
+    published_at: int | None = Field(description="Seconds since 1970; null for version 0.")
+    learned_through: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    classes: int = Field(ge=0)
+    parent: str = Field(description="Digest of the version before; empty for the first.")
+    adapter: str = Field(description="Digest of its adapter; empty without one.")
+    digest: str = Field(description="SHA-256 of its manifest; empty for version 0.")
+    gate: GateOut | None = Field(description="Null where no adapter was at stake.")
+
+
+class VersionsOut(_Strict):
+    """The version that serves here, and the published ones, the newest first."""
+
+    current: int = Field(ge=0)
+    versions: list[VersionOut]
+
+
+class BacklogOut(_Strict):
+    """What waits to be learnt."""
+
+    entries: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+
+
+class RefusedVersionOut(_Strict):
+    """A published version that this service could not use."""
+
+    version: int
+    reason: str
+    tries: int
+
+
+class LearningOut(_Strict):
+    """How far learning is."""
+
+    version: int = Field(ge=0)
+    learned_through: int = Field(ge=0)
+    accepted_through: int = Field(ge=0)
+    backlog: BacklogOut
+    paused: str | None = Field(description="Why learning is paused.")
+    learner: dict[str, Any] = Field(description="The learner's own figures after its last batch.")
+    refused_versions: list[RefusedVersionOut]
+
+
+class RootOut(_Strict):
+    """Where everything is."""
+
+    name: str
+    docs: str
+    routes: list[str]
+
+
+class AliveOut(_Strict):
+    """The process lives."""
+
+    status: Literal["alive"]
+
+
+class ReadyOut(_Strict):
+    """The service may be asked."""
+
+    status: Literal["ready"]
+    model: str
+    version: int = Field(ge=0)
+    learned_through: int = Field(ge=0)
+
+
+class FieldErrorOut(_Strict):
+    """One bad field."""
+
+    field: str
+    message: str
+    index: int | None = Field(None, ge=0, description="Of the item, when a list was sent.")
+
+
+class ProblemOut(_Strict):
     """An RFC 9457 problem document."""
 
-    type: str = Field(examples=["/problems/invalid-fields"])
+    type: Literal[tuple(f"/problems/{kind}" for kind in KINDS)]  # type: ignore[valid-type]
     title: str
-    status: int
+    status: int = Field(ge=400, le=599)
     detail: str = Field(description="A sentence that says what to do.")
-    instance: str
-    errors: list[dict[str, Any]] | None = None
+    instance: str = Field(description="The path that was asked; empty when the head was not read.")
+    errors: list[FieldErrorOut] = Field([], description="The bad fields; only with 415 and 422.")
 
 
 Model = TypeVar("Model", bound=BaseModel)

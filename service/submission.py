@@ -149,6 +149,9 @@ def _with_header_id(offers: Offers, key: str | None) -> Offers:
         return offers
     if offers.many:
         raise field_problem("Idempotency-Key", "is for a single sample; give each item its own id")
+    if not key.isascii():
+        # A header has no encoding, so two ways to read the same id.
+        raise field_problem("Idempotency-Key", "is ASCII only; put other ids into the body")
     offer = offers.items[0]
     try:
         fields = validated(SampleFields, {"label": offer.label, "id": key})

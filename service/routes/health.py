@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from everlens.errors import LogUnavailable
 from service import openapi
 from service.context import Service, service_of
 from service.metrics import CONTENT_TYPE
 from service.rendering import answer
+from service.schemas import AliveOut, ReadyOut, RootOut
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/", summary="Where everything is")
+@router.get("/", summary="Where everything is", responses={200: {"model": RootOut}})
 async def get_root() -> Response:
     """The routes, for people with curl."""
     routes = ["/samples", "/classify", "/classes", "/versions", "/learning", "/livez", "/readyz"]
-    return answer({"name": "everlens", "docs": "/docs", "routes": [*routes, "/metrics"]})
+    return answer({"name": "everlens", "docs": "/openapi.json", "routes": [*routes, "/metrics"]})
 
 
-@router.get("/livez", summary="The process lives")
+@router.get("/livez", summary="The process lives", responses={200: {"model": AliveOut}})
 async def get_livez() -> Response:
     """200 as long as the event loop turns, also while the model loads."""
     return answer({"status": "alive"})
 
 
-@router.get("/readyz", summary="The service may be asked", responses=openapi.problems(503))
+@router.get(
+    "/readyz",
+    summary="The service may be asked",
+    responses={200: {"model": ReadyOut}, **openapi.problems(503)},
+)
 async def get_readyz(request: Request) -> Response:
     """200 once a warm forward pass has run and the newest version was looked for."""
     model = service_of(request).ready()
@@ -35,7 +41,12 @@ async def get_readyz(request: Request) -> Response:
     return answer(about | {"learned_through": current.learned_through})
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def get_metrics(request: Request) -> Response:
     """All figures in Prometheus' text format."""
     service = service_of(request)

@@ -12,6 +12,15 @@ from service import openapi
 from service.context import service_of
 from service.problems import Problem
 from service.rendering import answer
+from service.schemas import (
+    INTEGER_MAX,
+    NAME_LENGTH_MAX,
+    ClassesOut,
+    LearningOut,
+    OneClassOut,
+    VersionOut,
+    VersionsOut,
+)
 
 router = APIRouter(tags=["insight"])
 
@@ -29,7 +38,11 @@ _BASE_VERSION = {
 }
 
 
-@router.get("/classes", summary="The learnt classes", responses=openapi.problems(503))
+@router.get(
+    "/classes",
+    summary="The learnt classes",
+    responses={200: {"model": ClassesOut}, **openapi.problems(503)},
+)
 async def get_classes(request: Request) -> Response:
     """
     Every learnt class in the order of their first sample, with what became of it.
@@ -50,8 +63,14 @@ async def get_classes(request: Request) -> Response:
     return answer({"classes": records, "version": snapshot.version})
 
 
-@router.get("/classes/{name:path}", summary="One class", responses=openapi.problems(404, 503))
-async def get_class(request: Request, name: str) -> Response:
+@router.get(
+    "/classes/{name:path}",
+    summary="One class",
+    responses={200: {"model": OneClassOut}, **openapi.problems(404, 422, 503)},
+)
+async def get_class(
+    request: Request, name: Annotated[str, Path(max_length=NAME_LENGTH_MAX)]
+) -> Response:
     """One learnt class."""
     snapshot = service_of(request).ready().serving.current
     name = as_written(name)
@@ -62,7 +81,11 @@ async def get_class(request: Request, name: str) -> Response:
     return answer(about | snapshot.records()[index] | {"version": snapshot.version})
 
 
-@router.get("/versions", summary="The lineage", responses=openapi.problems(422, 503))
+@router.get(
+    "/versions",
+    summary="The lineage",
+    responses={200: {"model": VersionsOut}, **openapi.problems(422, 503)},
+)
 async def get_versions(
     request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
 ) -> Response:
@@ -73,8 +96,14 @@ async def get_versions(
     return answer({"current": current, "versions": lineage[:limit]})
 
 
-@router.get("/versions/{version}", summary="One version", responses=openapi.problems(404, 422, 503))
-async def get_version(request: Request, version: Annotated[int, Path(ge=0)]) -> Response:
+@router.get(
+    "/versions/{version}",
+    summary="One version",
+    responses={200: {"model": VersionOut}, **openapi.problems(404, 422, 503)},
+)
+async def get_version(
+    request: Request, version: Annotated[int, Path(ge=0, le=INTEGER_MAX)]
+) -> Response:
     """One version of the lineage; 0 is the frozen base model."""
     if version == 0:
         return answer(_BASE_VERSION)
@@ -84,7 +113,11 @@ async def get_version(request: Request, version: Annotated[int, Path(ge=0)]) -> 
     raise Problem("unknown-version", f"version {version} is not remembered; see GET /versions")
 
 
-@router.get("/learning", summary="How far learning is", responses=openapi.problems(503))
+@router.get(
+    "/learning",
+    summary="How far learning is",
+    responses={200: {"model": LearningOut}, **openapi.problems(503)},
+)
 async def get_learning(request: Request) -> Response:
     """What serves, what waits, what the learner says of itself, and what was refused."""
     service = service_of(request)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from everlens.records import Receipt, as_written
 from service import openapi
 from service.context import service_of
 from service.problems import Problem
 from service.rendering import answer
-from service.schemas import ReceiptOut, SampleOut
+from service.schemas import NAME_LENGTH_MAX, ReceiptOut, SampleOut
 from service.submission import read_offers, submit
 
 router = APIRouter(tags=["samples"])
 
 
+# With a slash too: it would else be the sample of an empty id, which takes no POST.
+@router.post("/samples/", include_in_schema=False)
 @router.post(
     "/samples",
     status_code=202,
@@ -48,9 +51,11 @@ def _record(receipt: Receipt) -> dict[str, object]:
 @router.get(
     "/samples/{sample_id:path}",
     summary="What became of a sample",
-    responses={200: {"model": SampleOut}, **openapi.problems(404, 503)},
+    responses={200: {"model": SampleOut}, **openapi.problems(404, 422, 503)},
 )
-async def get_sample(request: Request, sample_id: str) -> Response:
+async def get_sample(
+    request: Request, sample_id: Annotated[str, Path(max_length=NAME_LENGTH_MAX)]
+) -> Response:
     """Accepted, then learnt by a version, or dead with its reason."""
     log = service_of(request).log
     sample_id = as_written(sample_id)
