@@ -2,6 +2,7 @@
 #
 #   make up      install what is missing, then start everlens (Ctrl-C stops it)
 #   make test    the checks, then all tests; needs no network once .venv is there
+#   make fuzz    twenty minutes of requests that nobody thought of (MINUTES=20)
 #
 # Every file that pip fetches is held to its SHA-256 in requirements.lock, but for PyTorch's own:
 # there the build is your choice, and each build has other hashes.
@@ -18,11 +19,12 @@ RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 TOOLS := $(VENV)/tools
 PYTEST_ARGS ?=
+MINUTES ?= 20
 # The download of PyTorch shows its progress on a terminal, and fills no log.
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test check format lock audit clean distclean
+.PHONY: help up env dev test fuzz check format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +38,9 @@ dev: $(DEV) ## only install what running and testing needs
 
 test: check ## run the checks, then all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(DEV) ## ask a fresh everlens MINUTES=20 long what its description allows and forbids
+	@$(BIN)/python -m tests.fuzz $(MINUTES)
 
 check: $(DEV) ## run ruff, mypy and import-linter
 	@echo "ruff check";           $(BIN)/ruff check --quiet .

@@ -22,9 +22,11 @@ RAW = {"image/jpeg", "image/jpg", "image/png", "image/webp", "application/octet-
 
 _DEPTH_MAX = 32
 _BRACKETS_MAX = 20_000
+# The largest request of ours, 64 pictures with 1,000 names each, has under 200,000.
+_STRUCTURE_MAX = 500_000
 _FIELD_BYTES_MAX = 64 * 1024
 _BOUNDARY = re.compile(r"[\w'()+,./:=?-]([\w'()+,./:=? -]{0,68}[\w'()+,./:=?-])?", re.ASCII)
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:,'))
 _OPENING = frozenset(b"[{")
 
 
@@ -60,13 +62,24 @@ def parse_json(content: bytes) -> Any:
     Return the value of a JSON text.
 
     Raises:
-        Problem: 400 for what is not JSON, or nested deeper than any body of ours.
+        Problem: 400 for what is not JSON, nested deeper or with more values than any body of ours,
+            or names a field twice, of which another reader might take the other.
     """
-    _check_depth(content)
+    named = _check_structure(content)
     try:
-        return orjson.loads(content)
+        value = orjson.loads(content)
     except ValueError as error:
         raise Problem("bad-json", f"the body is not JSON: {error}") from error
+    if named != _fields(value):
+        raise Problem("bad-json", "an object of the body names a field twice; send it once")
+    return value
+
+
+def _fields(value: Any) -> int:
+    """Return how many fields all objects of a value have together."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_fields, value.values()))
+    return sum(map(_fields, value)) if isinstance(value, list) else 0
 
 
 def parse_ndjson(content: bytes, *, values_max: int) -> list[Any]:
@@ -88,12 +101,19 @@ def parse_ndjson(content: bytes, *, values_max: int) -> list[Any]:
     return values
 
 
-def _check_depth(content: bytes) -> None:
-    """Count brackets outside strings, at the speed of `bytes`: no recursion, no loop over text."""
+def _check_structure(content: bytes) -> int:
+    """
+    Return how many fields are named; look at depth and size first.
+
+    All of it at the speed of `bytes`: no recursion, no loop over the text.
+    """
     if b"\\" in content:
         content = content.replace(b"\\\\", b"").replace(b'\\"', b"")
     structure = content.translate(None, _NOT_STRUCTURE)
-    brackets = b"".join(structure.split(b'"')[::2])
+    if len(structure) > _STRUCTURE_MAX:
+        raise Problem("bad-json", "the body has far more values than any request of ours")
+    outside = b"".join(structure.split(b'"')[::2])
+    brackets = outside.translate(None, b":,")
     if len(brackets) > _BRACKETS_MAX:
         raise Problem(
             "bad-json", "the body has far more lists and objects than any request of ours"
@@ -103,6 +123,7 @@ def _check_depth(content: bytes) -> None:
         depth += 1 if bracket in _OPENING else -1
         if depth > _DEPTH_MAX:
             raise Problem("bad-json", f"the body is nested deeper than {_DEPTH_MAX} levels")
+    return outside.count(b":")
 
 
 @asynccontextmanager

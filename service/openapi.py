@@ -58,7 +58,8 @@ def _one_or_many(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:
     schema = _schema(model)
-    schema["properties"] = {"image": _FILE, **schema["properties"]}
+    fields = {name: _without_null(field) for name, field in schema["properties"].items()}
+    schema["properties"] = {"image": _FILE, **fields}
     schema["required"] = ["image", *schema.get("required", [])]
     return {"schema": schema}
 
@@ -68,11 +69,20 @@ def _parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
         {
             "name": name,
             "in": "query",
-            "schema": schema,
+            "schema": _without_null(schema),
             "description": schema.get("description", ""),
         }
         for name, schema in _schema(model)["properties"].items()
     ]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field as a text has it: it is there or not, and never null."""
+    if "anyOf" not in schema:
+        return schema
+    kept = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name not in {"anyOf", "default"}}
+    return {**kept[0], **rest} if len(kept) == 1 else {"anyOf": kept, **rest}
 
 
 _SAMPLE = {"image": EXAMPLE_IMAGE, "label": "red square", "id": "first"}
@@ -95,7 +105,10 @@ SAMPLES: dict[str, Any] = {
                 SampleIn,
                 {"one": _SAMPLE, "many": [{"image": EXAMPLE_IMAGE, "label": "red square"}]},
             ),
-            "application/x-ndjson": {"schema": {"type": "string"}, "example": _SAMPLE_LINE},
+            "application/x-ndjson": {
+                "schema": {"type": "string", "format": "ndjson"},
+                "example": _SAMPLE_LINE,
+            },
             "multipart/form-data": _form(SampleFields),
         },
     },

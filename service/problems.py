@@ -69,6 +69,10 @@ _OF_STATUS = {
 }
 
 
+# Of the client's own words in an answer; a field may have a name of megabytes.
+_FIELD_SHOWN = 200
+
+
 class Problem(Exception):
     """
     An error answer on its way to the client.
@@ -122,7 +126,7 @@ def field_problem(field: str, message: str, *, index: int | None = None) -> Prob
 
 def field_error(field: str, message: str, index: int | None = None) -> dict[str, Any]:
     """Return one element of `errors`."""
-    about: dict[str, Any] = {"field": field, "message": message}
+    about: dict[str, Any] = {"field": field[:_FIELD_SHOWN], "message": message}
     return about if index is None else about | {"index": index}
 
 

@@ -16,7 +16,7 @@ from everlens.records import (
     TEXT_CHARACTERS_MAX,
     clean_name,
 )
-from service.problems import KINDS, pydantic_errors
+from service.problems import KINDS, field_error, pydantic_errors
 
 TOP_DEFAULT = 5
 TOP_MAX = 1000
@@ -34,6 +34,8 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(;[\w.+=-]+)*;base64,", re.ASCII | re.IGN
 NAME_LENGTH_MAX = 4096
 _LENGTH = Field(max_length=NAME_LENGTH_MAX, json_schema_extra={"minLength": 1})
 
+FIELDS_MAX = 64
+
 # The largest integer that every JSON reader keeps exactly.
 INTEGER_MAX = 2**53
 
@@ -45,6 +47,14 @@ def _cleaned(field: str, characters_max: int) -> AfterValidator:
 Label = Annotated[str, _LENGTH, _cleaned("label", LABEL_CHARACTERS_MAX)]
 Text = Annotated[str, _LENGTH, _cleaned("text", TEXT_CHARACTERS_MAX)]
 SampleId = Annotated[str, _LENGTH, _cleaned("id", ID_CHARACTERS_MAX)]
+Image = Annotated[
+    str,
+    Field(
+        description="JPEG, PNG or WebP as base64 or data URI.",
+        examples=[EXAMPLE_IMAGE],
+        json_schema_extra={"format": "byte"},
+    ),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,9 +84,7 @@ class SampleFields(_Strict):
 class SampleIn(SampleFields):
     """One labelled picture."""
 
-    image: str = Field(
-        description="JPEG, PNG or WebP as base64 or data URI.", examples=[EXAMPLE_IMAGE]
-    )
+    image: Image
 
 
 class QueryFields(_Strict):
@@ -105,9 +113,7 @@ class QueryFields(_Strict):
 class QueryIn(QueryFields):
     """One picture to classify."""
 
-    image: str = Field(
-        description="JPEG, PNG or WebP as base64 or data URI.", examples=[EXAMPLE_IMAGE]
-    )
+    image: Image
 
 
 class ReceiptOut(_Strict):
@@ -303,6 +309,10 @@ def validated(
     Raises:
         FieldErrors: with `index` in each, when the item is one of a list.
     """
+    if isinstance(fields, dict) and len(fields) > FIELDS_MAX:
+        # Each unknown one would be complained about.
+        message = f"has {len(fields)} fields; there are {len(model.model_fields)}"
+        raise FieldErrors([field_error("body", message, index)])
     try:
         return model.model_validate(fields, strict=not texts)
     except ValidationError as error:

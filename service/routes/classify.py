@@ -13,6 +13,7 @@ from service.schemas import AnswerOut
 router = APIRouter(tags=["classify"])
 
 
+@router.post("/classify/", include_in_schema=False)
 @router.post(
     "/classify",
     summary="Ask: what is in this picture?",

@@ -69,7 +69,7 @@ async def get_classes(request: Request) -> Response:
     responses={200: {"model": OneClassOut}, **openapi.problems(404, 422, 503)},
 )
 async def get_class(
-    request: Request, name: Annotated[str, Path(max_length=NAME_LENGTH_MAX)]
+    request: Request, name: Annotated[str, Path(max_length=NAME_LENGTH_MAX, examples=["heron"])]
 ) -> Response:
     """One learnt class."""
     snapshot = service_of(request).ready().serving.current

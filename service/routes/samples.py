@@ -54,7 +54,8 @@ def _record(receipt: Receipt) -> dict[str, object]:
     responses={200: {"model": SampleOut}, **openapi.problems(404, 422, 503)},
 )
 async def get_sample(
-    request: Request, sample_id: Annotated[str, Path(max_length=NAME_LENGTH_MAX)]
+    request: Request,
+    sample_id: Annotated[str, Path(max_length=NAME_LENGTH_MAX, examples=["first"])],
 ) -> Response:
     """Accepted, then learnt by a version, or dead with its reason."""
     log = service_of(request).log

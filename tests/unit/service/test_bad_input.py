@@ -44,6 +44,20 @@ def form(fields: dict[str, Any], *images: bytes) -> dict[str, Any]:
 
 
 FILE = encoded(data.coffee())
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def multipart(*, image: bytes = FILE, kind: str = "image/jpeg", **fields: bytes) -> Any:
+    """A request with a form of these bytes, and with a good picture if nothing else is said."""
+    form = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+        % (name.encode("latin-1"), value)
+        for name, value in ({"label": b"cup"} | fields).items()
+    )
+    form += b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n'
+    form += f"Content-Type: {kind}\r\n\r\n".encode() + image + b"\r\n--x--\r\n"
+    return text(form, FORM)
+
 
 SAMPLES = {
     "not an image": (sample(image=NO_PICTURE), 415, "unsupported-image", "image"),
@@ -75,6 +89,49 @@ SAMPLES = {
     "no JSON": (text("{"), 400, "bad-json", None),
     "empty body": (text(""), 400, "bad-json", None),
     "NaN": (text('{"image": NaN}'), 400, "bad-json", None),
+    "Infinity": (text('{"image": -Infinity}'), 400, "bad-json", None),
+    "a number beyond all": (text('{"image": 1e400}'), 400, "bad-json", None),
+    "the same field twice": (
+        text(f'{{"image": "{GOOD}", "label": "a", "label": "b"}}'),
+        400,
+        "bad-json",
+        None,
+    ),
+    "the same field twice, once escaped": (
+        text(f'{{"image": "{GOOD}", "label": "a", "lab\\u0065l": "b"}}'),
+        400,
+        "bad-json",
+        None,
+    ),
+    "the same field twice, deep in a list": (
+        text('[{"a": [{"x": 1}, {"b": 2, "b": 3}]}]'),
+        400,
+        "bad-json",
+        None,
+    ),
+    "two values": (text("{} {}"), 400, "bad-json", None),
+    "a comment": (text("{} // cup"), 400, "bad-json", None),
+    "a zero byte": (text(b'{"label": "\0"}'), 400, "bad-json", None),
+    "UTF-16": (text('{"label": "cup"}'.encode("utf-16")), 400, "bad-json", None),
+    "a byte order mark": (text(b"\xef\xbb\xbf{}"), 400, "bad-json", None),
+    "a surrogate in UTF-8": (text(b'{"label": "\xed\xa0\x80"}'), 400, "bad-json", None),
+    "a letter in two bytes too many": (text(b'{"label": "\xc0\x80"}'), 400, "bad-json", None),
+    "half of a pair of surrogates": (text(rb'{"label": "\ud83d\u0041"}'), 400, "bad-json", None),
+    "surrogates in the wrong order": (text(rb'{"label": "\udc00\ud800"}'), 400, "bad-json", None),
+    "a million values": (text("[" + "1," * 1_000_000 + "1]"), 400, "bad-json", None),
+    "a million quotation marks": (text('"' * 1_000_000), 400, "bad-json", None),
+    "thousands of fields": (
+        text(json.dumps({str(number): 1 for number in range(50_000)})),
+        422,
+        "invalid-fields",
+        "body",
+    ),
+    "a field with a name of megabytes": (
+        text(json.dumps({"x" * 5_000_000: 1})),
+        422,
+        "invalid-fields",
+        "x" * 200,
+    ),
     "half a letter": (text(b'{"image": "\xff"}'), 400, "bad-json", None),
     "unpaired surrogate": (text(rb'{"label": "\ud800"}'), 400, "bad-json", None),
     "deep nesting": (text("[" * 200_000 + "]" * 200_000), 400, "bad-json", None),
@@ -133,6 +190,100 @@ SAMPLES = {
         422,
         "invalid-fields",
         "image",
+    ),
+    "form of 1,500 pictures": (form({"label": "cup"}, *[b"x"] * 1500), 400, "bad-request", None),
+    "form of 1,500 fields": (
+        form({"label": ["cup"] * 1500}, FILE),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with a field's name of megabytes": (
+        form({"x" * 2_000_000: "cup"}, FILE),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with a field's name that is long": (
+        form({"x" * 4000: "cup"}, FILE),
+        422,
+        "invalid-fields",
+        "x" * 200,
+    ),
+    "form with a field of megabytes": (
+        form({"label": "x" * 2_000_000}, FILE),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with a label in Latin-1": (
+        multipart(label="h\xe4h".encode("latin-1")),
+        422,
+        None,
+        "label",
+    ),
+    "form with a label in Latin-1 that says so": (
+        multipart(label=b"h\xe4h")
+        | {"headers": {"content-type": FORM["content-type"] + "; charset=latin-1"}},
+        422,
+        "invalid-fields",
+        "label",
+    ),
+    "form with a label of zero bytes": (multipart(label=b"a\0b"), 422, "invalid-fields", "label"),
+    "form with a surrogate in UTF-8": (multipart(label=b"\xed\xa0\x80"), 422, None, "label"),
+    "form with a field whose name is no UTF-8": (
+        multipart(häh=b"x"),
+        422,
+        "invalid-fields",
+        "body",
+    ),
+    "form with a label that is a file": (
+        {"files": [("image", ("a", FILE)), ("label", ("b", b"cup"))]},
+        422,
+        "invalid-fields",
+        "label",
+    ),
+    "form within a form": (
+        multipart(image=b"--y\r\n\r\n--y--\r\n", kind="multipart/mixed; boundary=y"),
+        415,
+        "unsupported-image",
+        "image",
+    ),
+    "form with a field without a name": (
+        text(b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n--x--\r\n", FORM),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with a hundred headers for a field": (
+        text(b"--x\r\n" + b"A: b\r\n" * 100 + b"\r\n\r\n--x--\r\n", FORM),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with an endless border": (
+        text(b"--x--\r\n", {"content-type": "multipart/form-data; boundary=" + "x" * 71}),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form with a border of quotation marks": (
+        text(b"--x--\r\n", {"content-type": 'multipart/form-data; boundary="a\\"b"'}),
+        400,
+        "bad-request",
+        None,
+    ),
+    "form of the other kind": (
+        text(b"label=cup", {"content-type": "application/x-www-form-urlencoded"}),
+        415,
+        "unsupported-content",
+        None,
+    ),
+    "header id that is not ASCII": (
+        sample() | {"headers": {"Idempotency-Key": "h\u00e4h".encode()}},
+        422,
+        "invalid-fields",
+        "Idempotency-Key",
     ),
     "two ids that differ": (
         sample(id="a") | {"headers": {"Idempotency-Key": "b"}},
@@ -291,6 +442,29 @@ async def test_one_bad_query_refuses_the_whole_list(api: Api):
         ("GET", "/versions/9", 404),
         ("GET", "/versions/nine", 422),
         ("GET", "/versions?limit=0", 422),
+        ("GET", "/versions?limit=1e3", 422),
+        ("GET", "/versions/" + "9" * 5000, 422),
+        ("GET", "/versions/-1", 422),
+        ("GET", "/versions/٣", 422),
+        ("GET", "/versions/", 404),
+        ("GET", "/samples/", 404),
+        ("GET", "/samples/%00", 404),
+        ("GET", "/samples/%ff%fe", 404),
+        ("GET", "/samples/%ed%a0%80", 404),
+        ("GET", "/samples/a%2Fb%2F..%2F..", 404),
+        ("GET", "/samples/%0d%0aSet-Cookie:%20a=b", 404),
+        ("GET", "/samples/" + "a" * 5000, 422),
+        ("GET", "/classes/", 404),
+        ("GET", "/classes/%00", 404),
+        ("GET", "/classes/" + "%F0%9F%90%A6" * 2000, 404),
+        ("GET", "/classes/" + "%F0%9F%90%A6" * 4097, 431),
+        ("GET", "/livez?" + "a=b&" * 10_000, 431),
+        ("GET", "/docs", 404),
+        ("GET", "/samples/../livez/", 404),
+        ("OPTIONS", "/samples", 405),
+        ("TRACE", "/classify", 405),
+        ("PATCH", "/", 405),
+        ("BREW", "/livez", 405),
         ("PUT", "/samples", 405),
         ("GET", "/classify", 405),
         ("POST", "/livez", 405),
@@ -302,6 +476,31 @@ async def test_wrong_addresses_are_problems_too(api: Api, method, path, status):
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["detail"]
+    assert status != 405 or response.headers["allow"] in {"GET", "POST"}
+
+
+async def test_a_slash_at_the_end_changes_nothing(api: Api):
+    """A client that writes /samples/ teaches, and its body is not lost in a redirect."""
+    response = await api.client.post("/samples/", **sample(id="a"))
+    assert response.status_code == 202
+    assert (await api.client.get("/samples/a")).json()["seq"] == 1
+    assert (await api.client.post("/classify/", **query())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sample_id", ["a\u2028b", "a b", "ä/ö?#%", "../../x", "%0d%0a", "\U0001f426"]
+)
+async def test_an_id_never_breaks_out_of_its_address(api: Api, sample_id):
+    """Whatever an id holds, Location is one ASCII line, and leads to the sample."""
+    response = await api.client.post("/samples", **sample(id=sample_id))
+    if response.status_code == 422:
+        assert "U+2028" in response.json()["detail"]
+        return
+    location = response.headers["location"]
+    assert location.isascii()
+    assert location.count("/") == 2
+    assert set(location).isdisjoint(" \r\n?#")
+    assert (await api.client.get(location)).json()["id"] == sample_id
 
 
 async def test_names_beyond_the_text_tower_are_refused(api: Api):
