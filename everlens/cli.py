@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 import everlens
+from everlens import issue
 from everlens.client import URL, ApiError, Client
 from everlens.demo import demo
 from everlens.errors import EverlensError
+from everlens.keys import DEFAULT_SCOPES, SCOPES
 from everlens.launch.greeting import base_url
 from everlens.launch.supervisor import up
-from everlens.settings import load_settings
+from everlens.settings import Settings, load_settings
 
 EXIT_FAILED = 1
 EXIT_SETTINGS = 2
@@ -40,6 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
                     classes=arguments.classes,
                     console=Console(highlight=False),
                 )
+            case "keys":
+                return keys(arguments, settings)
             case _:
                 return status(url, Console(highlight=False))
     except ApiError as error:
@@ -93,10 +98,43 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="classes taught at most (default 10)",
     )
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
     told = commands.add_parser("status", help="say where learning and serving stand")
     for command in (shown, told):
         command.add_argument("--url", help=f"of the service (default {URL})")
     return parser
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    deeds = parser.add_subparsers(dest="deed", required=True, metavar="DEED")
+    added = deeds.add_parser(
+        "add",
+        help="make a key and print it, once",
+        description="Print a new key, which is kept nowhere. Where there is a key, every request "
+        "needs one; a running service knows within a second.",
+    )
+    added.add_argument("name", metavar="NAME", help="whose it is, for people")
+    added.add_argument(
+        "--scope",
+        action="append",
+        choices=SCOPES,
+        default=[],
+        help=f"what it may do; may be given several times (default {' '.join(DEFAULT_SCOPES)})",
+    )
+    added.add_argument("--expires-days", type=_positive, metavar="N", help="(default never)")
+    added.add_argument(
+        "--rate-per-s", type=_rate, metavar="R", help="(default EVERLENS_KEY_RATE_PER_S)"
+    )
+    deeds.add_parser("list", help="who has keys, and what they may do")
+    revoked = deeds.add_parser("revoke", help="refuse a key from now on, for good")
+    revoked.add_argument("id", metavar="ID", help="the eight digits after `evl_`")
+
+
+def _rate(word: str) -> float:
+    rate = float(word)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is not above 0")
+    return rate
 
 
 def _positive(word: str) -> int:
@@ -104,6 +142,25 @@ def _positive(word: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{word} is less than 1")
     return number
+
+
+def keys(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Change or show the file of API keys; return the exit code."""
+    say = Console(stderr=True, highlight=False)  # standard output is the token's alone
+    match arguments.deed:
+        case "add":
+            return issue.add(
+                settings.keys_path,
+                arguments.name,
+                scopes=arguments.scope,
+                expires_days=arguments.expires_days,
+                rate_per_s=arguments.rate_per_s,
+                say=say,
+            )
+        case "revoke":
+            return issue.revoke(settings.keys_path, arguments.id, say)
+        case _:
+            return issue.show(settings.keys_path, Console(highlight=False))
 
 
 def status(url: str, console: Console) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,13 +27,14 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from everlens.errors import EverlensError
+from everlens.errors import EverlensError, SettingsError
 from everlens.pixels import encode_pixels
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 URL = "http://127.0.0.1:8000"
+_API_KEY = "EVERLENS_API_KEY"
 _REPLY_S = 60.0
 _BACK_OFF_S = 0.5  # where the service names no time
 _POLL_S = 0.05
@@ -151,6 +153,7 @@ class Client:
         self,
         url: str = URL,
         *,
+        api_key: str | None = None,
         patience_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -159,12 +162,21 @@ class Client:
 
         Args:
             url: where the service listens.
+            api_key: shown with every request; by default `EVERLENS_API_KEY` of the environment.
             patience_s: how long a request is sent again while the service says "later".
             transport: instead of the network, for tests.
+
+        Raises:
+            SettingsError: the key has characters that no key has.
         """
         self.url = url.rstrip("/")
         self.patience_s = patience_s
-        self._http = httpx.Client(base_url=self.url, timeout=_REPLY_S, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=_REPLY_S,
+            transport=transport,
+            headers=_authorization(os.environ.get(_API_KEY, "") if api_key is None else api_key),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -302,6 +314,16 @@ class Client:
             if wait_s is None or time.monotonic() + wait_s > deadline:
                 raise _problem(response)
             time.sleep(wait_s)
+
+
+def _authorization(api_key: str) -> dict[str, str]:
+    """Return the header that shows a key; none without one."""
+    api_key = api_key.strip()  # of the newline that a file of it ends with
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise SettingsError(
+            f"an API key is a line of printable ASCII; look at {_API_KEY}, or at what was handed over"
+        )
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _take(kind: type[Record], fields: Mapping[str, Any]) -> Record:

@@ -4,6 +4,8 @@ Every error of our own, in one tree; each leaf says who catches it.
     EverlensError
     ├── SettingsError      the two roots and the command line: one line, exit 2
     ├── ModelError         the two roots: one line, exit 2
+    ├── KeysError          the two roots and the command line: one line, exit 2;
+    │                      service.auth: the keys that were read before still hold
     ├── ServerError        everlens.launch: the embedded server cannot start, exit 2;
     │                      worker.__main__: the log's server is not durable, stops learning
     ├── WireError          worker.batch: the entry goes to the dead letters
@@ -38,6 +40,10 @@ class SettingsError(EverlensError):
 
 class ModelError(EverlensError):
     """The base model cannot be loaded or cannot do what the settings ask of it."""
+
+
+class KeysError(EverlensError):
+    """The file of API keys cannot be read or written, is damaged, or others may read it."""
 
 
 class ServerError(EverlensError):

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the service listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port the service listens on.")
     allow_remote: bool = Field(
-        False, description="Listen on other than loopback addresses: there are no API keys."
+        False, description="Listen on other than loopback addresses even without API keys."
     )
     data_dir: Path = Field(
         Path("data"), description="Learner state, and the embedded server's log, lie here."
@@ -137,6 +137,25 @@ class Settings(BaseSettings):
         1_000_000, ge=1000, description="Learnt ids that are remembered, to refuse repeats."
     )
     wait_s: float = Field(30.0, gt=0, description="How long `wait_for` waits before 504.")
+
+    # Who may ask
+    keys_file: str = Field(
+        "", description="API keys; empty is `keys.json` in the data directory, if it is there."
+    )
+    key_rate_per_s: float = Field(
+        200.0, gt=0, description="Requests a second with one key, in bursts of twice as many."
+    )
+    key_concurrency: int = Field(
+        64, ge=1, description="Requests with one key that are answered at the same time."
+    )
+    api_key: str = Field(
+        "", repr=False, description="The key that `everlens demo`, `status` and the client show."
+    )
+
+    @property
+    def keys_path(self) -> Path:
+        """Where the API keys are, or would be."""
+        return Path(self.keys_file) if self.keys_file else self.data_dir / "keys.json"
 
 
 def load_settings(**overrides: object) -> Settings:

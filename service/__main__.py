@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from everlens.errors import EverlensError, SettingsError
+from everlens.keys import read_ring
 from everlens.settings import Settings, load_settings
 from service.connections import KEEP_ALIVE_S, Connection, Owing
 
@@ -50,21 +51,28 @@ def check_address(settings: Settings) -> None:
 
     Raises:
         SettingsError: they do not.
+        KeysError: the file of API keys is not as it must be.
     """
     if not settings.redis_url:
         raise SettingsError(
             "EVERLENS_REDIS_URL is empty; `everlens up` starts a server and sets it, "
             "or name a running Redis or Valkey"
         )
+    keys = read_ring(settings.keys_path)
+    if settings.keys_file and not keys:
+        raise SettingsError(
+            f"EVERLENS_KEYS_FILE={settings.keys_file} has no API key; make one with "
+            "`everlens keys add NAME`"
+        )
     try:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
-    if not loopback and not settings.allow_remote:
+    if not (loopback or keys or settings.allow_remote):
         raise SettingsError(
             f"EVERLENS_HOST={settings.host} can be reached from other machines and there are no "
-            "API keys; listen on 127.0.0.1, or set EVERLENS_ALLOW_REMOTE=true where something in "
-            "front decides who may come"
+            "API keys; make one with `everlens keys add NAME`, listen on 127.0.0.1, or set "
+            "EVERLENS_ALLOW_REMOTE=true where something in front decides who may come"
         )
 
 

@@ -11,6 +11,7 @@ from everlens import __version__
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
 from service import openapi, problems
+from service.auth import SCOPE_OF_ROUTE, ApiKeys, ScopeTable, WatchedRing
 from service.context import Service
 from service.limits import BodyLimits
 from service.metrics import RequestMetrics
@@ -24,6 +25,9 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     Args:
         settings: with the address of the log.
         load: returns the base model.
+
+    Raises:
+        KeysError: there is a file of API keys, and it is not as it must be.
     """
     service = Service(settings, load)
 
@@ -46,9 +50,17 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     )
     app.state.service = service
     problems.install(app)
+    table = ScopeTable(SCOPE_OF_ROUTE)
     app.add_middleware(BodyLimits, bytes_max=settings.max_body_bytes)
+    app.add_middleware(
+        ApiKeys,
+        table=table,
+        ring=WatchedRing(settings.keys_path),
+        rate_per_s=settings.key_rate_per_s,
+        concurrency=settings.key_concurrency,
+    )
     app.add_middleware(RequestMetrics, metrics=service.metrics)
     for routes in (samples, classify, insight, versions, health):
         app.include_router(routes.router, responses=openapi.EVERYWHERE)
-    openapi.install(app)
+    openapi.install(app, table)
     return app

@@ -8,6 +8,7 @@ answer, unseen: a client that still sends would otherwise lose the answer to a r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,14 +68,13 @@ class BodyLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refuse(refusal, scope, receive, send)
+            return
         body = _Body(receive, send, self)
         try:
-            refusal = self._refusal(scope)
-            if refusal is None:
-                await self.app(scope, body.receive, body.send)
-                return
-            body.refused = True
-            await refusal.response(scope["path"])(scope, body.receive, body.send)
+            await self.app(scope, body.receive, body.send)
         finally:
             self.free_bytes += body.bytes
 
@@ -104,11 +104,60 @@ def head_too_large() -> Problem:
     )
 
 
+async def refuse(
+    problem: Problem,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer a request whose body nobody has read or will read."""
+    response = problem.response(scope["path"], headers)
+    if _short(scope):
+        await response(scope, receive, send)  # the server skips what is left, and may be asked on
+        return
+    await response(scope, receive, _Unread(receive, send).send)
+
+
+def _short(scope: Scope) -> bool:
+    """Return whether there is no body, or one that is announced with at most five digits."""
+    if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+        return False
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return not lengths or (len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) <= 5)
+
+
 def _too_large(bytes_max: int) -> Problem:
     return Problem(
         "body-too-large",
         f"the body is over {bytes_max} bytes; send smaller pictures or fewer in one request",
     )
+
+
+class _Unread:
+    """The answer to a request whose body is read on for a moment, and thrown away."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        if message["type"] != "http.response.body" or message.get("more_body", False):
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        await self._drain()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while (await self._receive()).get("more_body", False):
+                    pass
+        except TimeoutError:
+            return
 
 
 class _Body:
@@ -121,6 +170,7 @@ class _Body:
         self.bytes = 0
         self.complete = False
         self.refused = False
+        self._unread = _Unread(receive, send)
         self.started = asyncio.get_running_loop().time()
 
     @property
@@ -157,24 +207,4 @@ class _Body:
             raise Problem("busy", detail, retry_after_s=2)
 
     async def send(self, message: Message) -> None:
-        if not self.refused:
-            await self._send(message)
-            return
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        if message["type"] != "http.response.body" or message.get("more_body", False):
-            await self._send(message)
-            return
-        await self._send({**message, "more_body": True})
-        await self._drain()
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout_at(min(self.deadline, loop.time() + _DRAIN_S)):
-                while not self.complete:
-                    message = await self._receive()
-                    self.complete = not message.get("more_body", False)
-        except TimeoutError:
-            return
+        await (self._unread.send if self.refused and not self.complete else self._send)(message)

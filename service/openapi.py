@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.auth import ANY, OPEN, ScopeTable
 from service.problems import KINDS, MEDIA_TYPE
 from service.schemas import EXAMPLE_IMAGE, ProblemOut, QueryFields, QueryIn, SampleFields, SampleIn
 
@@ -31,17 +32,44 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 EVERYWHERE = problems(400, 408, 413, 431)
 
 
-def install(app: FastAPI) -> None:
-    """Put the problem document among the schemas of the application's description."""
+def install(app: FastAPI, table: ScopeTable) -> None:
+    """Complete the application's description: the problem document, and which key a route takes."""
     describe = app.openapi
     _, problem = models_json_schema([(ProblemOut, "serialization")], ref_template=_REFERENCE)
 
     def described() -> dict[str, Any]:
         document = describe()
         document["components"]["schemas"].update(problem["$defs"])
+        _add_keys(document, table)
         return document
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+_KEYS: dict[str, Any] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`evl_...`, made by `everlens keys add NAME`; where the service has keys.",
+    },
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def _add_keys(document: dict[str, Any], table: ScopeTable) -> None:
+    """Write into an OpenAPI document how a key is shown, what it must be for, and its errors."""
+    document["components"]["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            scope = table.needed(method.upper(), path)
+            if scope == OPEN:
+                operation["security"] = []
+                continue
+            names = [] if scope == ANY else [scope]
+            # The empty one: a service without keys asks for none.
+            operation["security"] = [{"bearer": names}, {"header": names}, {}]
+            for status, about in problems(401, 403, 429).items():
+                operation["responses"].setdefault(str(status), about)
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ MEDIA_TYPE = "application/problem+json"
 KINDS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
     "bad-json": (400, "The body is not JSON that we read"),
+    "no-key": (401, "An API key is needed"),
+    "unknown-key": (401, "The API key is not good"),
+    "scope-missing": (403, "The API key may not do this"),
     "class-not-allowed": (403, "The key may not make a new class"),
     "unknown-route": (404, "There is no such route"),
     "unknown-sample": (404, "There is no such sample"),
@@ -50,6 +53,8 @@ KINDS: dict[str, tuple[int, str]] = {
     "damaged-image": (422, "The picture cannot be used"),
     "invalid-fields": (422, "A field is not as it must be"),
     "queue-full": (429, "Too many samples wait to be learnt"),
+    "rate-exceeded": (429, "Requests come too often"),
+    "too-many-at-once": (429, "Too many requests are being answered for this key"),
     "head-too-large": (431, "The head is too large"),
     "internal": (500, "The service failed"),
     "busy": (503, "The service has too much to do"),

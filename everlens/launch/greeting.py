@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,8 +26,10 @@ def bundled_picture() -> Path | None:
     return picture if picture.is_file() else None
 
 
-def curl_line(url: str, picture: Path, fields: dict[str, list[str]]) -> str:
-    """Return a shell command that posts a picture with form fields."""
+def curl_line(
+    url: str, picture: Path, fields: dict[str, list[str]], *, guarded: bool = False
+) -> str:
+    """Return a shell command that posts a picture with form fields; `guarded` shows a key."""
     # curl itself reads `;` and `,` in a file name unless it stands in double quotes.
     path = str(picture)
     if set(path) & set(';,"\\ '):
@@ -35,21 +38,26 @@ def curl_line(url: str, picture: Path, fields: dict[str, list[str]]) -> str:
     for name, values in fields.items():
         for value in values:
             words += ["-F", f"{name}={value}"]
-    return shlex.join([*words, url])
+    # Quoted by hand: the shell has to put the key in.
+    shown = ' -H "Authorization: Bearer $EVERLENS_API_KEY"' if guarded else ""
+    return shlex.join([*words, url]) + shown
 
 
-def greeting(url: str) -> list[str]:
-    """Return the lines: ask, teach, ask again."""
+def greeting(url: str, *, guarded: bool = False) -> list[str]:
+    """Return the lines: ask, teach, ask again. `guarded` when the service wants a key."""
     picture = bundled_picture() or Path("picture.jpg")
+    post = partial(curl_line, guarded=guarded)
     names = {"labels": ["cat", "dog", "coffee"]}
+    key = "With `export EVERLENS_API_KEY=evl_...` (`everlens keys add NAME` makes one):"
     return [
         "",
+        *([key, ""] if guarded else []),
         "Ask what a picture shows:",
-        curl_line(f"{url}/classify", picture, names),
+        post(f"{url}/classify", picture, names),
         "Teach it a name of your own:",
-        curl_line(f"{url}/samples", picture, {"label": ["Chelsea"], "id": ["chelsea-1"]}),
+        post(f"{url}/samples", picture, {"label": ["Chelsea"], "id": ["chelsea-1"]}),
         "Ask again, among all that it has learnt by then:",
-        curl_line(f"{url}/classify", picture, {"wait_for": ["chelsea-1"]}),
+        post(f"{url}/classify", picture, {"wait_for": ["chelsea-1"]}),
         "",
         "`everlens demo` in a second terminal shows it learn; Ctrl-C here stops everything.",
     ]

@@ -23,6 +23,7 @@ from rich.console import Console
 import everlens
 from everlens.bus.server import EmbeddedServer
 from everlens.errors import ServerError, SettingsError
+from everlens.keys import read_ring
 from everlens.launch.greeting import base_url, greeting, without_password
 from everlens.launch.health import learner_present, service_ready
 from everlens.launch.program import GaveUp, Program
@@ -162,7 +163,8 @@ class Launcher:
         return base_url(self.settings.host, self.settings.port)
 
     def _greet(self) -> None:
-        for line in greeting(self._base_url()):
+        guarded = bool(read_ring(self.settings.keys_path))
+        for line in greeting(self._base_url(), guarded=guarded):
             self.say(line)
 
     def _tend(self) -> None:
