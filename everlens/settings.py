@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         200.0, gt=0, description="Requests a second with one key, in bursts of twice as many."
     )
     key_concurrency: int = Field(
-        64, ge=1, description="Requests with one key that are answered at the same time."
+        64, ge=1, description="Requests of one key answered at once, fewer while others ask."
     )
     api_key: str = Field(
         "", repr=False, description="The key that `everlens demo`, `status` and the client show."

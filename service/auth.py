@@ -189,11 +189,15 @@ class ApiKeys:
     """
     ASGI layer that lets requests in by their key, and tells the routes whose it was.
 
+    All keys share twice `concurrency` places, and a key may hold as many as are free: one alone
+    gets half of them, n that take what they can get 1/(n + 1) each, and as many are left for
+    whoever asks less.
+
     Args:
         table: which scope a request needs.
         ring: the keys.
         rate_per_s: requests a second with one key that names no rate of its own.
-        concurrency: requests with one key that are answered at the same time.
+        concurrency: requests with one key that are answered at the same time, at most.
         clock: monotonic, in seconds.
     """
 
@@ -210,12 +214,13 @@ class ApiKeys:
         self.app = app
         self.ring = ring
         self.rate_per_s = rate_per_s
-        self.concurrency = concurrency
+        self.places = 2 * concurrency
         self.clock = clock
         self.table = table
         self.failures = AddressBuckets(_FAILURES_PER_S)
         self._seen = KeyRing()
         self._uses: dict[str, _Use] = {}
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -235,10 +240,12 @@ class ApiKeys:
             return
         state[_CALLER] = use.caller
         use.in_flight += 1
+        self._in_flight += 1
         try:
             await self.app(scope, receive, send)
         finally:
             use.in_flight -= 1
+            self._in_flight -= 1
 
     def _admitted(self, scope: Scope, ring: KeyRing) -> _Use:
         """
@@ -255,7 +262,7 @@ class ApiKeys:
         wait_s = use.bucket.take(key.rate_per_s or self.rate_per_s, self.clock())
         if wait_s:
             raise _too_often("this key asks more often than it may; ask less often", wait_s)
-        if use.in_flight >= self.concurrency:
+        if use.in_flight >= self.places - self._in_flight:
             raise Problem(
                 "too-many-at-once",
                 f"{use.in_flight} requests with this key are being answered; wait for one of them",

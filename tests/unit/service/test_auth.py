@@ -482,6 +482,27 @@ async def test_a_key_holds_so_many_places_and_gives_them_back(path: Path, token)
     assert {use.in_flight for use in layer._uses.values()} == {0}
 
 
+async def test_greedy_keys_leave_a_place_for_a_modest_one(path: Path, token):
+    """Eight keys that take what they get share evenly, and a ninth always finds a place."""
+    inside = Inside()
+    greedy = [add_key(path, f"greedy {n}", now=NOW)[1] for n in range(8)]
+    layer = layer_over(path, inside, Clock(), concurrency=64)
+    inside.may_answer.clear()
+    held = []
+    for _ in range(40):
+        held += [asyncio.create_task(exchange(layer, bearer(key))) for key in greedy]
+        await asyncio.sleep(0)
+    shares = [layer._uses[key[4:12]].in_flight for key in greedy]
+    assert max(shares) - min(shares) <= 1
+    assert 14 * 8 <= sum(shares) <= 15 * 8  # of 128 places
+    modest = [asyncio.create_task(exchange(layer, bearer(token))) for _ in range(4)]
+    await asyncio.sleep(0)
+    inside.may_answer.set()
+    assert [status for status, *_ in await asyncio.gather(*modest)] == [200] * 4
+    assert {status for status, *_ in await asyncio.gather(*held)} == {200, 429}
+    assert layer._in_flight == 0
+
+
 async def test_an_address_fails_so_often_and_locks_nobody_out(path: Path, token):
     """Failing again and again becomes 429; a good key from the same address is let in all the same."""
     layer = layer_over(path, Inside(), Clock())
