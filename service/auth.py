@@ -33,12 +33,11 @@ ANY = "any"  # whoever has a key
 # In the order of the routes, so that a path which fits two templates gets the scope of its route.
 SCOPE_OF_ROUTE = {
     "GET /openapi.json": ANY,
-    "GET /docs": ANY,
-    "GET /docs/oauth2-redirect": ANY,
-    "GET /redoc": ANY,
     "POST /samples": "learn",
+    "POST /samples/": "learn",
     "GET /samples/{sample_id:path}": "read",
     "POST /classify": "classify",
+    "POST /classify/": "classify",
     "GET /classes": "read",
     "GET /classes/{name:path}": "read",
     "GET /versions": "read",
@@ -105,7 +104,7 @@ class ScopeTable:
             raise Problem("unknown-route", "there is no such route; GET / lists what there is")
         scope = scopes.get("GET" if method == "HEAD" else method)
         if scope is None:
-            raise Problem("method-not-allowed", f"{method} is not taken here; see /docs")
+            raise Problem("method-not-allowed", f"{method} is not taken here; see /openapi.json")
         return scope
 
     def _fitting(self, path: str) -> dict[str, str]:

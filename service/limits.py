@@ -137,9 +137,10 @@ def _too_large(bytes_max: int) -> Problem:
 class _Unread:
     """The answer to a request whose body is read on for a moment, and thrown away."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, drain_s: float = _DRAIN_S) -> None:
         self._receive = receive
         self._send = send
+        self.drain_s = drain_s
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -153,7 +154,7 @@ class _Unread:
 
     async def _drain(self) -> None:
         try:
-            async with asyncio.timeout(_DRAIN_S):
+            async with asyncio.timeout(self.drain_s):
                 while (await self._receive()).get("more_body", False):
                     pass
         except TimeoutError:
@@ -170,7 +171,6 @@ class _Body:
         self.bytes = 0
         self.complete = False
         self.refused = False
-        self._unread = _Unread(receive, send)
         self.started = asyncio.get_running_loop().time()
 
     @property
@@ -207,4 +207,9 @@ class _Body:
             raise Problem("busy", detail, retry_after_s=2)
 
     async def send(self, message: Message) -> None:
-        await (self._unread.send if self.refused and not self.complete else self._send)(message)
+        if not self.refused or self.complete:
+            await self._send(message)
+            return
+        # No longer than the body itself might have taken.
+        left_s = self.deadline - asyncio.get_running_loop().time()
+        await _Unread(self._receive, self._send, min(left_s, _DRAIN_S)).send(message)

@@ -20,6 +20,7 @@ from everlens.records import Receipt, Sample
 from everlens.settings import Settings
 from everlens.wire import encode_sample
 from service import body
+from service.auth import Caller
 from service.context import Model, Service
 from service.images import PictureLimits, read_picture
 from service.problems import Problem, field_error, field_problem, fields_problem
@@ -162,7 +163,7 @@ def _with_header_id(offers: Offers, key: str | None) -> Offers:
     return Offers([replace(offer, id=fields.id)], many=False)
 
 
-async def submit(service: Service, model: Model, offers: Offers) -> list[Receipt]:
+async def submit(service: Service, model: Model, offers: Offers, caller: Caller) -> list[Receipt]:
     """
     Return a receipt for each offer; they are on disk then.
 
@@ -176,7 +177,7 @@ async def submit(service: Service, model: Model, offers: Offers) -> list[Receipt
     samples, errors, kinds = [], [], []
     # One after the other, so that a long list leaves the pool's places to other requests.
     for index, offer in enumerate(offers.items):
-        prepare = partial(prepared, offer, model.backbone.pixels, service.limits)
+        prepare = partial(prepared, offer, caller, model.backbone.pixels, service.limits)
         try:
             samples.append(await service.decoding.run(prepare))
         except ImageError as error:
@@ -195,7 +196,7 @@ def _new(receipts: Iterable[Receipt]) -> int:
     return sum(not receipt.repeated for receipt in receipts)
 
 
-def prepared(offer: Offer, spec: PixelSpec, limits: PictureLimits) -> Admittable:
+def prepared(offer: Offer, caller: Caller, spec: PixelSpec, limits: PictureLimits) -> Admittable:
     """
     Return the sample as it goes to the log, with our own JPEG at the model's size.
 
@@ -208,4 +209,11 @@ def prepared(offer: Offer, spec: PixelSpec, limits: PictureLimits) -> Admittable
     digest.update(offer.image)
     sample_id = offer.id or uuid.uuid4().hex
     sample = Sample(sample_id, offer.label, encode_pixels(pixels), offer.text)
-    return Admittable(sample_id, digest.hexdigest(), encode_sample(sample), label=offer.label)
+    return Admittable(
+        id=sample_id,
+        digest=digest.hexdigest(),
+        payload=encode_sample(sample),
+        label=offer.label,
+        tenant=caller.id,
+        may_be_new="classes" in caller.scopes,
+    )

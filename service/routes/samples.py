@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from everlens.records import Receipt, as_written
 from service import openapi
+from service.auth import caller_of
 from service.context import service_of
 from service.problems import Problem
 from service.rendering import answer
@@ -36,7 +37,7 @@ async def post_samples(request: Request) -> Response:
     service = service_of(request)
     model = service.loaded()
     offers = await read_offers(request, service.settings)
-    receipts = await submit(service, model, offers)
+    receipts = await submit(service, model, offers, caller_of(request))
     status = 200 if all(receipt.repeated for receipt in receipts) else 202
     if offers.many:
         return answer([_record(receipt) for receipt in receipts], status)
