@@ -33,7 +33,7 @@ class Generations:
         Raises:
             StateError: another learner uses it.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures lie in it
         self.path = path
         self.copies = (path.with_suffix(".1.db"), path.with_suffix(".2.db"))  # the newest first
         self._unfinished = path.with_suffix(".copying")

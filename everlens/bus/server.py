@@ -95,7 +95,7 @@ class EmbeddedServer:
                 "set EVERLENS_DATA_DIR to a shorter one"
             )
         binary = find_binary(self.binary)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures lie in it
         deadline = time.monotonic() + START_S
         lock = self._lock(deadline)
         try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import stat
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -401,3 +404,16 @@ def test_server_that_is_not_durable_is_refused(client: redis.Redis) -> None:
     finally:
         client.config_set("appendfsync", "always")
     check_durable(client)
+
+
+def test_the_embedded_server_is_its_owners_alone(tmp_path: Path) -> None:
+    """Nobody else may open its socket or read its files, and it listens nowhere else."""
+    embedded = EmbeddedServer(tmp_path / "log", maxmemory_bytes=64 << 20)
+    embedded.start()
+    try:
+        assert stat.S_IMODE(embedded.directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(embedded.socket.stat().st_mode) == 0o700
+        with contextlib.closing(connect(embedded.url)) as client:
+            assert client.config_get("port") == {"port": "0"}
+    finally:
+        embedded.stop()
