@@ -319,9 +319,7 @@ class _Builder:
         for number, chunk in enumerate(self._chunks(prefix)):
             key = ("vectors", factor_digest, self._digest(f"{prefix}/{number}"))
             mean_CD = chunk["mean_CD"].to(device)
-            vectors.append(self._once(key, partial(class_vectors, factor_DD, mean_CD)))
-            if not bool(vectors[-1].isfinite().all()):
-                raise PartError(f"{prefix}/{number} overflows in the metric of its factor")
+            vectors.append(self._once(key, partial(_finite_vectors, factor_DD, mean_CD)))
         if not vectors:
             return None
         # A class that came after the adapter was fitted is unknown to it: a zero row.
@@ -370,6 +368,13 @@ def _names(listed: Tensor) -> list[str]:
         if clean_name(name, field="class name") != name:
             raise PartError(f"class name {name!r} is not in the form in which names are kept")
     return names
+
+
+def _finite_vectors(factor_DD: Tensor, mean_CD: Tensor) -> Tensor:
+    vector_CD = class_vectors(factor_DD, mean_CD)
+    if not bool(vector_CD.isfinite().all()):
+        raise PartError("a class overflows in the metric of the factor")
+    return vector_CD
 
 
 def _check_unit(text_CE: Tensor, name: str) -> None:
