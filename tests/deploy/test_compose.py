@@ -207,7 +207,7 @@ def test_dependencies_wait_for_the_log(services: dict[str, Any]) -> None:
 
 
 def test_what_must_survive_lies_in_named_volumes(services: dict[str, Any]) -> None:
-    """Log, state and fetched models lie in volumes of the file, at the paths the programs use."""
+    """Log, state, keys and fetched models lie in volumes of the file, at the paths the programs use."""
     mounts = {
         name: dict(reversed(volume.split(":")) for volume in about.get("volumes", []))
         for name, about in services.items()
@@ -218,6 +218,7 @@ def test_what_must_survive_lies_in_named_volumes(services: dict[str, Any]) -> No
     assert mounts["worker"][environment["EVERLENS_DATA_DIR"]] == "state"
     assert mounts["worker"][environment["HF_HOME"]] == "models"
     assert mounts["service"][environment["HF_HOME"]] == "models"
+    assert mounts["service"][services["service"]["environment"]["EVERLENS_DATA_DIR"]] == "serving"
 
 
 def test_gpu_containers_reserve_a_device(services: dict[str, Any]) -> None:

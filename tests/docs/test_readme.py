@@ -1,4 +1,4 @@
-"""The README's first screen, executed against a running everlens."""
+"""What the README shows, executed against a running everlens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,32 +17,53 @@ from tests.system.processes import clean_environment, everlens_up, free_port, st
 ROOT = Path(__file__).parents[2]
 
 
-def conversation() -> list[tuple[str, str]]:
-    """Return commands and answers of the README's second console block."""
+def conversation(word: str) -> list[tuple[str, str]]:
+    """Return commands and answers of the README's first console block that has this word."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)[1]
+    blocks = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+    block = next(block for block in blocks if word in block)
     turns = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
     return [(command, answer.strip()) for command, answer in turns]
 
 
 @pytest.mark.system
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_first_screen_is_true(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Each command gives the README's answer: same labels in order, same scores and versions."""
+def test_what_is_shown_is_true(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """
+    Each command gives the README's answer: same labels in order, same scores and versions.
+
+    Then a key is made as it says there: it opens, and nothing is open without it.
+    """
     data_dir = tmp_path_factory.mktemp("readme")
     port = free_port()
     environment = clean_environment(data_dir=str(data_dir), port=str(port))
-    variables, turns = conversation()[0][0], conversation()[1:]
+
+    def run(script: str) -> str:
+        script = script.replace("localhost:8000", f"127.0.0.1:{port}")
+        script = script.replace(".venv/bin/python", sys.executable)
+        script = script.replace(".venv/bin/everlens", f"{sys.executable} -m everlens.cli")
+        return subprocess.run(
+            ["bash", "-c", script],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+
+    (variables, _), *turns = conversation("skimage")
     assert 3 == len(turns)
     with started(everlens_up(), environment, data_dir / "up.log") as launcher:
         launcher.until_said("Ctrl-C here stops everything", 120)
         for command, expected in turns:
-            script = f"{variables}\n{command}".replace(".venv/bin/python", sys.executable)
-            script = script.replace("localhost:8000", f"127.0.0.1:{port}")
-            answer = subprocess.run(
-                ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True
-            ).stdout
+            answer = run(f"{variables}\n{command}")
             assert told(expected) == told(answer), answer
+        (make, _), (use, _) = conversation("everlens keys add")
+        assert "version" in json.loads(run(f"{make}\n{use}"))
+        time.sleep(1.1)
+        assert "version" in json.loads(run(f"{make}\n{use}"))
+        assert json.loads(run(use))["status"] == 401
 
 
 def told(answer: str) -> object:

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from everlens.client import ApiError, Client, Image, KnownClass, Prediction, Receipt
+from everlens.errors import SettingsError
 
 PICTURE = b"the bytes of a picture"
 ANSWER = {
@@ -240,3 +241,30 @@ def test_numbers_that_are_no_pixels_are_refused() -> None:
     """An array of another type or shape is the caller's mistake, said before it is sent."""
     with pytest.raises(TypeError, match="uint8"):
         _sent(np.zeros((4, 4, 3), dtype=np.float32))
+
+
+def test_a_key_is_shown_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the call, else that of the environment, else none; the health check too."""
+    door = Door(httpx.Response(200, json={"classes": []}))
+    transport = httpx.MockTransport(door)
+    monkeypatch.setenv("EVERLENS_API_KEY", "evl_of_the_environment\n")
+    Client("http://service", api_key="evl_of_the_call", transport=transport).classes()
+    Client("http://service", transport=transport).ready()
+    Client("http://service", api_key="", transport=transport).classes()
+    monkeypatch.delenv("EVERLENS_API_KEY")
+    Client("http://service", transport=transport).classes()
+
+    assert [request.headers.get("authorization") for request in door.requests] == [
+        "Bearer evl_of_the_call",
+        "Bearer evl_of_the_environment",
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("key", ["evl_ä", "evl_a\nHost: b", "evl_\x00"])
+def test_what_is_no_key_is_refused_without_being_told(key: str) -> None:
+    """Bytes that no header holds are an error before anything is sent, which does not repeat them."""
+    with pytest.raises(SettingsError, match="EVERLENS_API_KEY") as refused:
+        Client("http://service", api_key=key)
+    assert key not in str(refused.value)

@@ -64,6 +64,24 @@ def test_greeting_asks_teaches_and_asks_again() -> None:
     assert "wait_for=chelsea-1" in lines[2]
 
 
+def test_greeting_shows_a_key_where_one_is_needed() -> None:
+    """The shell puts the key of the environment into each line; the lines hold none."""
+    lines = [line for line in greeting("http://h:1", guarded=True) if line.startswith("curl ")]
+
+    for line in lines:
+        said = subprocess.run(
+            ["bash", "-c", line.replace("curl ", "printf '%s\\n' ", 1)],
+            env={"EVERLENS_API_KEY": "evl_x"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "\n-H\nAuthorization: Bearer evl_x\n" in said
+    assert len(lines) == 3
+    assert any("everlens keys add" in line for line in greeting("http://h:1", guarded=True))
+    assert not any("KEY" in line for line in greeting("http://h:1"))
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [

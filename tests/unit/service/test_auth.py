@@ -556,12 +556,13 @@ async def test_no_token_is_ever_written_down(guarded: Api, token, settings, capl
 
 def test_paths_that_fit_two_rows_take_the_first():
     """The table is read as the router reads its routes; a method of another row is no way round."""
-    table = ScopeTable(
-        {"GET /a/{x:path}/b": "admin", "GET /a/{x:path}": "read", "POST /a": "learn"}
-    )
+    rows = ["GET /a/{x:path}/b admin", "GET /a/{x} read", "POST /a learn", "DELETE /a/y admin"]
+    table = ScopeTable({row.rpartition(" ")[0]: row.rpartition(" ")[2] for row in rows})
     assert table.needed("GET", "/a/1/b") == "admin"
     assert table.needed("GET", "/a/1") == "read"
-    assert table.needed("HEAD", "/a/1/2") == "read"
-    for method, path in (("POST", "/a/1"), ("GET", "/a"), ("get", "/a/1")):
+    assert table.needed("GET", "/a/y") == "read"
+    assert table.needed("DELETE", "/a/y") == "admin"
+    assert table.needed("HEAD", "/a/1") == "read"
+    for method, path in (("POST", "/a/1"), ("GET", "/a"), ("get", "/a/1"), ("DELETE", "/a/1")):
         with pytest.raises(Problem):
             table.needed(method, path)

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +19,7 @@ from skimage import data
 
 from everlens.bus.stream import Stream
 from everlens.errors import SettingsError
+from everlens.keys import add_key, revoke_key
 from everlens.settings import Settings
 from service.__main__ import check_address
 from tests.unit.service.api import encoded
@@ -44,7 +48,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def running(
-    stream: Stream, log_url: str, namespace: str, tiny_folder: str
+    stream: Stream, log_url: str, namespace: str, tiny_folder: str, tmp_path: Path
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that is ready, and its address."""
     port = free_port()
@@ -54,6 +58,7 @@ def running(
         model=tiny_folder,
         pretrained="random",
         port=str(port),
+        data_dir=str(tmp_path),
     )
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -117,6 +122,8 @@ def test_a_large_body_hears_its_answer_on_a_real_socket(running):
     [
         ({}, "EVERLENS_REDIS_URL"),
         ({"redis_url": "unix:///x", "host": "0.0.0.0"}, "EVERLENS_ALLOW_REMOTE"),
+        ({"redis_url": "unix:///x", "keys_file": "/nowhere/keys.json"}, "everlens keys add"),
+        ({"redis_url": "unix:///x", "keys_file": "/"}, "cannot read the API keys"),
         ({"redis_url": "unix:///x", "prot": "1"}, "EVERLENS_PROT"),
         ({"redis_url": "unix:///x", "port": "many"}, "EVERLENS_PORT"),
         ({"redis_url": "unix:///x", "device": "abacus"}, "EVERLENS_DEVICE"),
@@ -134,10 +141,52 @@ def test_what_cannot_start_says_why_in_one_line(settings, said):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "everlens.example"])
-def test_other_machines_are_let_in_only_on_purpose(host):
-    """An address that others can reach needs `allow_remote`; loopback needs nothing."""
+def test_other_machines_are_let_in_only_on_purpose(host, tmp_path):
+    """An address that others can reach needs keys or `allow_remote`; loopback needs nothing."""
+    there = Settings(redis_url="unix:///x", data_dir=tmp_path)
+    elsewhere = there.model_copy(update={"host": host})
     with pytest.raises(SettingsError, match="EVERLENS_ALLOW_REMOTE"):
-        check_address(Settings(redis_url="unix:///x", host=host))
-    check_address(Settings(redis_url="unix:///x", host=host, allow_remote=True))
+        check_address(elsewhere)
+    check_address(elsewhere.model_copy(update={"allow_remote": True}))
     for loopback in ("127.0.0.1", "127.3.2.1", "::1", "localhost"):
-        check_address(Settings(redis_url="unix:///x", host=loopback))
+        check_address(there.model_copy(update={"host": loopback}))
+    key, _ = add_key(there.keys_path, "somebody", now=datetime.now(UTC))
+    check_address(elsewhere)
+    revoke_key(there.keys_path, key.id)
+    check_address(elsewhere)  # nobody gets in, which is safe
+
+
+def test_a_flood_of_strangers_is_answered_and_the_key_goes_on(
+    stream: Stream, log_url: str, namespace: str, tiny_folder: str, tmp_path: Path
+):
+    """Over a real socket, with bodies of both sizes: strangers hear 401 or 429, the key 200."""
+    _, token = add_key(tmp_path / "keys.json", "somebody", now=datetime.now(UTC))
+    port = free_port()
+    process = start(
+        redis_url=log_url,
+        namespace=namespace,
+        model=tiny_folder,
+        pretrained="random",
+        port=str(port),
+        data_dir=str(tmp_path),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        url = f"http://127.0.0.1:{port}/classify"
+        photo = encoded(data.coffee())
+        form: dict[str, Any] = {"files": {"image": photo}, "data": {"labels": ["cup", "dog"]}}
+        with httpx.Client() as stranger, httpx.Client() as friend:
+            friend.headers = httpx.Headers({"Authorization": f"Bearer {token}"})
+            heard = set()
+            for number in range(60):
+                content = bytes(8_000_000 if number % 20 == 0 else 50_000)
+                heard.add(stranger.post(url, content=content).status_code)
+                if number % 10 == 0:
+                    assert friend.post(url, **form).status_code == 200
+        assert heard == {401, 429}
+    finally:
+        process.kill()
+        said = "".join(process.communicate())
+    assert "Traceback" not in said
+    assert token not in said
