@@ -2,13 +2,14 @@
 Child processes that do not outlive their parent.
 
 A short program runs in the child before it becomes what was asked for: it asks the kernel for a
-SIGTERM at the parent's death (Linux), leaves at once if the parent is gone already, and lowers its
+signal at the parent's death (Linux), leaves at once if the parent is gone already, and lowers its
 priority. Not done in `preexec_fn`, which is unsafe in a process with threads.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from typing import IO
 # the main thread.
 _BECOME = """
 import ctypes, os, signal, sys
-parent, niceness, *command = sys.argv[1:]
+parent, niceness, death_signal, *command = sys.argv[1:]
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+    ctypes.CDLL(None).prctl(1, int(death_signal), 0, 0, 0)
     os.getppid() == int(parent) or os._exit(71)
 os.nice(int(niceness))
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -37,6 +38,7 @@ def start_child(
     cwd: Path | None = None,
     keep_open: Sequence[int] = (),
     niceness: int = 0,
+    death_signal: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """
     Start `command` (its first word an absolute path) and return the process.
@@ -46,9 +48,11 @@ def start_child(
         env: the child's whole environment; None hands on ours.
         keep_open: descriptors that the child inherits, for locks that live as long as it does.
         niceness: added to our own.
+        death_signal: what the kernel sends when we die; only SIGKILL ends a stopped child.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), str(niceness)]
+        [sys.executable, "-I", "-S", "-c", _BECOME]
+        + [str(os.getpid()), str(niceness), str(int(death_signal))]
         + [str(word) for word in command],
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -123,6 +123,15 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=4096, description="Width times height of one picture."
     )
+    max_decoded_pixels: int = Field(
+        4096**2,
+        ge=4096,
+        le=2**27,
+        description="Likewise once decoded; JPEG is decoded at a half, a quarter or an eighth.",
+    )
+    decoders: int = Field(
+        0, ge=0, le=64, description="Children that decode pictures; 0: one a core, two to eight."
+    )
     max_samples_per_request: int = Field(256, ge=1, description="Samples in one POST /samples.")
     max_queries_per_request: int = Field(64, ge=1, description="Pictures in one POST /classify.")
     max_labels_per_request: int = Field(1000, ge=1, description="Names in one POST /classify.")

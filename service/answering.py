@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -19,7 +18,6 @@ from everlens.settings import Settings
 from service import body
 from service.batcher import Answer, Query
 from service.context import Model, Service
-from service.images import read_picture
 from service.problems import Problem, field_error, field_problem, fields_problem
 from service.schemas import FieldErrors, QueryFields, QueryIn, image_bytes, validated
 
@@ -168,9 +166,7 @@ async def _check_names(model: Model, questions: Questions) -> None:
 async def _decoded(service: Service, model: Model, questions: Questions) -> list[Pixels]:
     outcomes = await asyncio.gather(
         *(
-            service.decoding.run(
-                partial(read_picture, question.image, model.backbone.pixels, service.limits)
-            )
+            service.decoding.read(question.image, model.backbone.pixels)
             for question in questions.items
         ),
         return_exceptions=True,

@@ -26,9 +26,9 @@ from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.settings import Settings
 from service.admission import GroupAdmission
 from service.batcher import Batcher
+from service.decoder.protocol import PictureLimits
 from service.decoding import DecodingPool
 from service.hotswap import HotSwap, warm
-from service.images import PictureLimits
 from service.metrics import Metrics
 from service.names import NameVectors
 from service.problems import Problem
@@ -76,8 +76,13 @@ class Service:
         )
         self.admission = GroupAdmission(self.log)
         self.follower = Follower(client, keys)
-        self.decoding = DecodingPool()
-        self.limits = PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self.decoding = DecodingPool(
+            PictureLimits(
+                settings.max_image_bytes, settings.max_image_pixels, settings.max_decoded_pixels
+            ),
+            self.metrics,
+            decoders=settings.decoders or None,
+        )
         self.model: Model | None = None
         self.failure: EverlensError | None = None
         self.settled = asyncio.Event()  # ready, or never to be
@@ -86,6 +91,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the model; health checks are answered meanwhile."""
+        self.decoding.start()
         self._running = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

@@ -1,82 +1,113 @@
 """
-A client's bytes → pixels at the model's size, within limits. ①
+A client's bytes → upright-to-be RGB pixels, within limits. Runs in a decoder, never in the service.
 
 The format is told by the first bytes, the size by the header, and both are judged before anything
-is decoded. Resizing is torch's antialiased one on uint8, which stays within one level of Pillow's
-at a third of its time; `tests/unit/service/test_images.py` holds it to that.
+is decoded. Bringing the pixels to the model's size is `service.resizing`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-import torch
-from PIL import Image
-from torch.nn import functional
+from PIL import Image, PngImagePlugin
 
 from everlens.errors import ImageError
-from everlens.pixels import Pixels, PixelSpec
+from everlens.pixels import Pixels
+from service.decoder.protocol import ORIENTATIONS, PictureLimits
 
+FORMATS = ("JPEG", "PNG", "WEBP")
+LARGE_PIXELS = 4_000_000  # above this a picture takes about a tenth of a second, or more
 SIDE_MAX = 20_000
 _ASPECT_MAX = 100  # a stripe longer than this would be huge once its short side fits the model
 
-# A JPEG is decoded at a half, a quarter or an eighth when this many times the model's size is
-# left: what the resize then averages is still several pixels for one.
-_SCALED_DECODE_FACTOR = 4
+# A scan of a progressive file may be a few bytes, and much work.
+_SCANS_USUAL, _SCANS_MAX = 10, 100
+_SCAN_MARKER = b"\xff\xda"
+
+# Comments are unfolded before Pillow can be told that nobody reads them: 64 MB by its own limit.
+PngImagePlugin.MAX_TEXT_MEMORY = 8 * 2**20
 
 _ORIENTATION_TAG = 0x0112
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_STRIP_PIXELS = 2**17
 
 
-@dataclass(frozen=True, slots=True)
-class PictureLimits:
-    """How large a picture's file and its decoded form may be."""
-
-    bytes_max: int
-    pixels_max: int
-
-
-def read_picture(content: bytes, spec: PixelSpec, limits: PictureLimits) -> Pixels:
+class Picture:
     """
-    Return the picture as size×size×3 uint8 RGB, brought to size as open_clip does it.
+    A client's picture, its header read and judged; nothing is decoded yet.
 
-    The orientation of the camera is applied and transparency laid on white.
+    Args:
+        content: the file.
+        side_min: a JPEG is decoded at a half, a quarter or an eighth if that leaves both sides at
+            least this long.
+        limits: what is refused.
+
+    Attributes:
+        pixels: how many are decoded, at most.
+        large: whether decoding takes long.
+        orientation: EXIF's, 1 to 8.
 
     Raises:
-        ImageError: 415 for what is not JPEG, PNG or WebP; 422 for what is too large, damaged,
-            or moves.
+        ImageError: 415 for what is not JPEG, PNG or WebP; 422 for what is too large, damaged, or
+            moves.
     """
-    form = _format_of(content)
-    if len(content) > limits.bytes_max:
-        raise ImageError(
-            f"the picture has {len(content)} bytes; send at most {limits.bytes_max}", status=422
-        )
-    try:
-        header = Image.open(io.BytesIO(content), formats=[form])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(limits.pixels_max) from None
-    except Exception as error:  # Pillow's readers raise whatever they meet
-        raise _damaged(error) from error
-    with header:
-        _judge(header, form, limits)
+
+    def __init__(self, content: bytes, side_min: int, limits: PictureLimits) -> None:
+        limits.check_file(content)
+        form = _format_of(content)
         try:
-            decoded = _decode(content, header, form, spec.size)
-        except Exception as error:  # likewise
+            header = Image.open(io.BytesIO(content), formats=[form])
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise _too_many_pixels(limits.pixels_max) from None
+        except Exception as error:  # Pillow's readers raise whatever they meet
             raise _damaged(error) from error
-    return _to_size(decoded, spec)
+        _judge(header, content, limits)
+        whole = header.width * header.height
+        if header.format == "JPEG":
+            header.draft(None, (side_min, side_min))
+        self.pixels = header.width * header.height
+        if self.pixels > limits.decoded_max:
+            raise _too_large_decoded(header, limits.decoded_max)
+        # Each scan of a progressive picture goes over all of it, whatever becomes of the pixels.
+        scanned = whole * content.count(_SCAN_MARKER) / _SCANS_USUAL
+        self.large = (scanned if header.info.get("progressive") else self.pixels) > LARGE_PIXELS
+        self.orientation = _orientation(header)
+        self._content, self._header, self._side_min = content, header, side_min
+
+    def decode(self, room: memoryview) -> tuple[int, int]:
+        """
+        Write the pixels into `room`, opaque but not turned; return their height and width.
+
+        Raises:
+            ImageError: 422 when the file is damaged.
+        """
+        try:
+            return self._decode(room)
+        except Exception as error:  # Pillow's readers raise whatever they meet
+            raise _damaged(error) from error
+
+    def _decode(self, room: memoryview) -> tuple[int, int]:
+        if self._header.format == "JPEG" and self._header.mode in {"RGB", "L"}:
+            try:
+                height, width, _ = simplejpeg.decode_jpeg(
+                    self._content,
+                    colorspace="RGB",
+                    min_height=self._side_min,
+                    min_width=self._side_min,
+                    min_factor=2,
+                    buffer=room,
+                ).shape
+                return height, width
+            except ValueError as error:
+                if "memory" in str(error):
+                    raise MemoryError from error
+                # Pillow, below, lets harmless faults pass and has better words for the others.
+        with self._header as picture:
+            picture.load()
+            _write(picture, room)
+            return picture.height, picture.width
 
 
 def _format_of(content: bytes) -> str:
@@ -89,7 +120,7 @@ def _format_of(content: bytes) -> str:
     raise ImageError("these bytes are not a picture; send JPEG, PNG or WebP", status=415)
 
 
-def _judge(header: Image.Image, form: str, limits: PictureLimits) -> None:
+def _judge(header: Image.Image, content: bytes, limits: PictureLimits) -> None:
     width, height = header.size
     if width * height > limits.pixels_max:
         raise _too_many_pixels(limits.pixels_max)
@@ -99,8 +130,13 @@ def _judge(header: Image.Image, form: str, limits: PictureLimits) -> None:
             f"most {_ASPECT_MAX} times the other",
             status=422,
         )
-    # A JPEG with several frames is one photograph with its preview or depth, not a film.
-    if form != "JPEG" and getattr(header, "is_animated", False):
+    if header.format == "JPEG":
+        # A JPEG with several frames is one photograph with its preview or depth, not a film.
+        if content.count(_SCAN_MARKER) > _SCANS_MAX:
+            raise ImageError(
+                f"the picture comes in over {_SCANS_MAX} scans; save it again", status=422
+            )
+    elif getattr(header, "is_animated", False):
         raise ImageError("the picture moves; send one frame of it", status=422)
 
 
@@ -108,87 +144,48 @@ def _too_many_pixels(pixels_max: int) -> ImageError:
     return ImageError(f"the picture has over {pixels_max} pixels; send a smaller one", status=422)
 
 
+def _too_large_decoded(header: Image.Image, decoded_max: int) -> ImageError:
+    return ImageError(
+        f"the picture has over {decoded_max} pixels to decode; send a smaller one"
+        + ("" if header.format == "JPEG" else ", or a JPEG, which is decoded at a fraction"),
+        status=422,
+    )
+
+
 def _damaged(error: Exception) -> ImageError:
+    if isinstance(error, MemoryError):
+        return ImageError(
+            "the picture takes more memory than one may; send a smaller one", status=422
+        )
     # Without the address of our own buffer, which Pillow names.
     reason = " ".join(re.sub(r"<_io[^>]*>", "", str(error)).split())[:120] or type(error).__name__
     return ImageError(f"the picture is damaged or cut off ({reason}); send it again", status=422)
 
 
-def _decode(content: bytes, header: Image.Image, form: str, size: int) -> Pixels:
-    """Return H×W×3 uint8 RGB, upright and opaque."""
-    if form == "JPEG":
-        side_min = _SCALED_DECODE_FACTOR * size
-        if header.mode in {"RGB", "L"} and _orientation(header) == 1:
-            # Pillow, below, lets harmless faults pass and has the better words for the others.
-            with contextlib.suppress(ValueError):
-                pixels: Pixels = simplejpeg.decode_jpeg(
-                    content,
-                    colorspace="RGB",
-                    min_height=side_min,
-                    min_width=side_min,
-                    min_factor=2,
-                )
-                return pixels
-        header.draft(None, (side_min, side_min))
-    header.load()
-    return np.asarray(_opaque(_upright(header)))
-
-
-def _orientation(picture: Image.Image) -> int:
+def _orientation(header: Image.Image) -> int:
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = int(header.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a camera's broken notes are no reason to refuse its picture
         return 1
+    return orientation if orientation in ORIENTATIONS else 1
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    turn = _ORIENTATIONS.get(_orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
+def _write(picture: Image.Image, room: memoryview) -> None:
+    """Write the picture in strips: each conversion is a copy, and one of the whole would be dear."""
+    width, height = picture.size
+    pixels: Pixels = np.frombuffer(room, np.uint8, height * width * 3).reshape(height, width, 3)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(_opaque(picture.crop((0, top, width, bottom))))
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
     """Return the picture as RGB; Pillow itself would cut 16 bits off and drop the transparency."""
     if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.int64) >> 8
-        picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
-
-
-def _to_size(pixels: Pixels, spec: PixelSpec) -> Pixels:
-    """Return the picture at size×size, with the roundings of torchvision and open_clip."""
-    height, width, size = *pixels.shape[:2], spec.size
-    match spec.resize:
-        case "squash":
-            return _resized(pixels, size, size, spec.interpolation)
-        case "shortest":
-            short = min(height, width)
-            rows, columns = int(size * height / short), int(size * width / short)
-            resized = _resized(pixels, rows, columns, spec.interpolation)
-            top, left = round((rows - size) / 2), round((columns - size) / 2)
-            return resized[top : top + size, left : left + size]
-        case "longest":
-            ratio = max(height, width) / size
-            rows, columns = max(1, round(height / ratio)), max(1, round(width / ratio))
-            framed = np.zeros((size, size, 3), dtype=np.uint8)
-            top, left = (size - rows) // 2, (size - columns) // 2
-            framed[top : top + rows, left : left + columns] = _resized(
-                pixels, rows, columns, spec.interpolation
-            )
-            return framed
-
-
-def _resized(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    if not pixels.flags.writeable:
-        pixels = pixels.copy()  # torch takes only what it may write to
-    image_1HW3 = torch.from_numpy(pixels)[None]
-    resized = functional.interpolate(
-        image_1HW3.permute(0, 3, 1, 2), size=(height, width), mode=interpolation, antialias=True
-    )
-    result: Pixels = resized[0].permute(1, 2, 0).numpy()
-    return result
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

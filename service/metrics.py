@@ -55,6 +55,12 @@ class Metrics:
         self.queue_depth = Gauge(
             "everlens_queue_depth", "Queries that wait or are being answered.", registry=registry
         )
+        self.decoder_restarts = Counter(
+            "everlens_decoder_restarts_total",
+            "Decoders that were replaced: died, timeout, or did not start.",
+            ("reason",),
+            registry=registry,
+        )
         self.accepted = Counter(
             "everlens_samples_accepted_total", "New samples in the log.", registry=registry
         )

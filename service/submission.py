@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import orjson
@@ -15,14 +15,13 @@ from starlette.requests import Request
 
 from everlens.bus.admission import Admittable
 from everlens.errors import ImageError
-from everlens.pixels import PixelSpec, encode_pixels
+from everlens.pixels import Pixels, encode_pixels
 from everlens.records import Receipt, Sample
 from everlens.settings import Settings
 from everlens.wire import encode_sample
 from service import body
 from service.auth import Caller
 from service.context import Model, Service
-from service.images import PictureLimits, read_picture
 from service.problems import Problem, field_error, field_problem, fields_problem
 from service.schemas import FieldErrors, SampleFields, SampleIn, image_bytes, validated
 
@@ -177,9 +176,9 @@ async def submit(service: Service, model: Model, offers: Offers, caller: Caller)
     samples, errors, kinds = [], [], []
     # One after the other, so that a long list leaves the pool's places to other requests.
     for index, offer in enumerate(offers.items):
-        prepare = partial(prepared, offer, caller, model.backbone.pixels, service.limits)
         try:
-            samples.append(await service.decoding.run(prepare))
+            pixels = await service.decoding.read(offer.image, model.backbone.pixels)
+            samples.append(await asyncio.to_thread(prepared, offer, pixels, caller))
         except ImageError as error:
             errors.append(field_error("image", str(error), index if offers.many else None))
             kinds.append("unsupported-image" if error.status == 415 else "damaged-image")
@@ -196,14 +195,8 @@ def _new(receipts: Iterable[Receipt]) -> int:
     return sum(not receipt.repeated for receipt in receipts)
 
 
-def prepared(offer: Offer, caller: Caller, spec: PixelSpec, limits: PictureLimits) -> Admittable:
-    """
-    Return the sample as it goes to the log, with our own JPEG at the model's size.
-
-    Raises:
-        ImageError: the picture is not one that we take.
-    """
-    pixels = read_picture(offer.image, spec, limits)
+def prepared(offer: Offer, pixels: Pixels, caller: Caller) -> Admittable:
+    """Return the sample as it goes to the log, with our own JPEG at the model's size."""
     # What the client sent, not what we make of it: the digest outlives another base model.
     digest = hashlib.sha256(orjson.dumps([offer.label, offer.text]))
     digest.update(offer.image)

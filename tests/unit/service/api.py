@@ -27,12 +27,14 @@ from everlens.model.parts import (
     encode_record,
 )
 from everlens.model.snapshot import Snapshot
-from everlens.pixels import Pixels
+from everlens.pixels import Pixels, PixelSpec
 from everlens.records import DeadLetter
 from service.context import Model, Service
-from service.images import PictureLimits, read_picture
+from service.decoder.protocol import PictureLimits
+from service.images import Picture
+from service.resizing import SCALED_DECODE_FACTOR, to_size
 
-LIMITS = PictureLimits(bytes_max=12 * 2**20, pixels_max=64_000_000)
+LIMITS = PictureLimits(bytes_max=12 * 2**20, pixels_max=64_000_000, decoded_max=4096**2)
 
 
 def encoded(picture: np.ndarray | Image.Image, form: str = "JPEG", **options: Any) -> bytes:
@@ -121,9 +123,18 @@ class Api:
         return self.model.serving.current
 
 
+def read_picture(content: bytes, spec: PixelSpec, limits: PictureLimits = LIMITS) -> Pixels:
+    """Return a picture at the model's size: what a decoder and the service do, in one process."""
+    picture = Picture(content, SCALED_DECODE_FACTOR * spec.size, limits)
+    room = bytearray(3 * picture.pixels)
+    height, width = picture.decode(memoryview(room))
+    pixels = np.frombuffer(room, np.uint8, 3 * height * width).reshape(height, width, 3)
+    return to_size(pixels, picture.orientation, spec)
+
+
 def pixels_of(image: bytes, snapshot: Snapshot) -> Pixels:
     """Return a picture at the model's size."""
-    return read_picture(image, snapshot.backbone.pixels, LIMITS)
+    return read_picture(image, snapshot.backbone.pixels)
 
 
 def learnt_parts(base: Snapshot, pictures: Mapping[str, bytes]) -> dict[str, bytes]:

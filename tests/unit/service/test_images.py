@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from skimage import data
 from everlens.errors import ImageError
 from everlens.model.runtime import import_torchvision
 from everlens.pixels import PixelSpec
-from service.images import PictureLimits, read_picture
+from service.decoder.protocol import PictureLimits
+from tests.unit.service.api import LIMITS, read_picture
 
-LIMITS = PictureLimits(bytes_max=12 * 2**20, pixels_max=64_000_000)
 SPEC = PixelSpec(size=64)
 
 
@@ -260,7 +261,7 @@ def test_many_pixels_are_refused_by_the_header():
     larger = encoded(Image.new("1", (15_000, 15_000)))
     assert refusal(larger).status == 422
     ordinary = encoded(Image.new("RGB", (100, 100)))
-    assert "9999 pixels" in str(refusal(ordinary, PictureLimits(2**20, 9_999)))
+    assert "9999 pixels" in str(refusal(ordinary, replace(LIMITS, pixels_max=9_999)))
 
 
 def test_long_sides_and_stripes_are_refused():
@@ -272,7 +273,7 @@ def test_long_sides_and_stripes_are_refused():
 def test_large_files_are_refused():
     """A file over the limit of bytes is a 422 that names the limit."""
     assert "at most 1000" in str(
-        refusal(encoded(data.coffee(), "JPEG"), PictureLimits(1000, 10**8))
+        refusal(encoded(data.coffee(), "JPEG"), replace(LIMITS, bytes_max=1000))
     )
 
 

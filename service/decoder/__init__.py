@@ -1,0 +1,1 @@
+"""Clients' pictures are opened in children: small, bounded, killable, without keys or sockets. ①"""
