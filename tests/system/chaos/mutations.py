@@ -88,7 +88,7 @@ def trim_before_commit() -> None:
     observe = Loop._observe
 
     def early(loop: Loop, batch: Batch) -> None:
-        loop.stream.trim(batch.last_seq, loop.pace.id_window)
+        loop.stream.trim(batch.last_seq, batch.last_seq, loop.pace.id_window)
         observe(loop, batch)
 
     replace(Loop, "_observe", early)
