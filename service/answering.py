@@ -199,6 +199,9 @@ async def _wait_learned(service: Service, model: Model, fields: QueryFields) -> 
             f"entry {seq} was not learnt within {wait_s:g} s (learnt through "
             f"{model.serving.current.learned_through}); ask again, or see /learning",
         )
+    reason = (await service.log.state_of(seq)).dead_reason
+    if reason is not None:
+        raise Problem("sample-dead", f"entry {seq} could not be learnt: {reason}")
 
 
 async def _seq_of(service: Service, wait_for: str | int) -> int:

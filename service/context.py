@@ -26,6 +26,7 @@ from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.settings import Settings
 from service.admission import GroupAdmission
 from service.batcher import Batcher
+from service.cache import VersionCache
 from service.decoder.protocol import PictureLimits
 from service.decoding import DecodingPool
 from service.hotswap import HotSwap, warm
@@ -130,7 +131,15 @@ class Service:
             queued_max=self.settings.max_queued_queries,
         )
         await warm(batcher, base)
-        swaps = HotSwap(self.follower, serving, batcher, self.metrics, self._builder, self.settled)
+        swaps = HotSwap(
+            self.follower,
+            serving,
+            batcher,
+            self.metrics,
+            self._builder,
+            self.settled,
+            VersionCache(self.settings.data_dir / "service" / self.settings.namespace),
+        )
         return Model(base.backbone, serving, batcher, names, swaps)
 
     def _load_base(self) -> Snapshot:

@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from everlens.artifact import Manifest
 from everlens.bus.versions import Follower
 from everlens.errors import LogUnavailable, PartError
 from everlens.model.backbone import Backbone
@@ -25,12 +28,15 @@ from everlens.model.parts import build_snapshot, check_manifest
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
 from service.batcher import Batcher
+from service.cache import VersionCache
 from service.metrics import Metrics
 from service.serving import Serving
 
 TRIES = 3
 _REFUSED_KEPT = 16
 _REASON_CHARACTERS_MAX = 500
+
+Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +61,7 @@ class HotSwap:
         metrics: Metrics,
         builder: Executor,
         settled: asyncio.Event,
+        cache: VersionCache,
     ) -> None:
         self.follower = follower
         self.serving = serving
@@ -62,20 +69,44 @@ class HotSwap:
         self.metrics = metrics
         self.builder = builder
         self.settled = settled
+        self.cache = cache
+        self.stale = False  # the answers are the cache's: the log was not reached since the start
         self.refused: dict[str, RefusedVersion] = {}
 
     async def follow(self, poll_s: float = 1.0) -> None:
         """Swap in every new head, for ever; the log may go and come back meanwhile."""
+        if not self.settled.is_set():
+            await self._begin()
         while True:
             try:
                 async with contextlib.aclosing(self.follower.heads(poll_s)) as heads:
                     async for version, digest in heads:
                         with contextlib.suppress(LogUnavailable):
                             await self._look(version, digest)
+                            self.stale = False
             except PartError as error:  # of the head itself
                 self._refuse(None, "head", str(error))
                 self.settled.set()
             await asyncio.sleep(poll_s)
+
+    async def _begin(self) -> None:
+        """Where the log does not answer at the start, answer with the version kept here."""
+        try:
+            await self.follower.head()
+        except LogUnavailable as error:
+            log.warning("%s; answering with what is kept here until it does", error)
+        except PartError:
+            return
+        else:
+            return
+        try:
+            kept = await self._build(self.cache.load)
+            if kept is not None:
+                await self._take(*kept)
+                self.stale = True
+        except PartError as error:
+            log.warning("the version kept here is not used: %s", error)
+        self.settled.set()
 
     async def _look(self, version: int, digest: str) -> None:
         if version == 0 or digest == self.serving.current.digest or self._is_bad(digest):
@@ -101,15 +132,30 @@ class HotSwap:
             for part in sorted(set(manifest.parts.values()))
             if ("part", part) not in previous.memo
         }
-        build = partial(build_snapshot, previous.backbone, manifest, parts, previous)
-        snapshot = await asyncio.get_running_loop().run_in_executor(self.builder, build)
-        await warm(self.batcher, snapshot)
-        self.serving.swap(snapshot)
+        await self._take(manifest, parts)
         self.metrics.swaps.inc()
         self.metrics.swap_seconds.observe(time.monotonic() - started)
+        try:
+            await self._build(partial(self.cache.keep, manifest, parts))
+        except OSError as error:
+            log.warning("version %d is not kept on this machine: %s", version, error)
+
+    async def _take(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+        """Build a version aside, let it answer once, swap it in."""
+        previous = self.serving.current
+        check_manifest(previous.backbone, manifest)
+        snapshot = await self._build(
+            partial(build_snapshot, previous.backbone, manifest, parts, previous)
+        )
+        await warm(self.batcher, snapshot)
+        self.serving.swap(snapshot)
         self.metrics.version.set(snapshot.version)
         self.metrics.learned_through.set(snapshot.learned_through)
-        log.debug("version %d answers, learnt through %d", version, snapshot.learned_through)
+        log.debug("version %d answers", snapshot.version)
+
+    async def _build(self, work: Callable[[], Made]) -> Made:
+        """Run work beside the event loop, one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self.builder, work)
 
     def _is_bad(self, digest: str) -> bool:
         return digest in self.refused and self.refused[digest].tries >= TRIES

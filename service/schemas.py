@@ -211,6 +211,7 @@ class VersionOut(_Strict):
     adapter: str = Field(description="Digest of its adapter; empty without one.")
     digest: str = Field(description="SHA-256 of its manifest; empty for version 0.")
     gate: GateOut | None = Field(description="Null where no adapter was at stake.")
+    restored_from: int | None = Field(description="The version that an activation went back to.")
 
 
 class VersionsOut(_Strict):
@@ -243,6 +244,7 @@ class LearningOut(_Strict):
     accepted_through: int = Field(ge=0)
     backlog: BacklogOut
     paused: str | None = Field(description="Why learning is paused.")
+    pinned: int | None = Field(description="The version that answers in place of the newest.")
     learner: dict[str, Any] = Field(description="The learner's own figures after its last batch.")
     refused_versions: list[RefusedVersionOut]
 
@@ -268,6 +270,9 @@ class ReadyOut(_Strict):
     model: str
     version: int = Field(ge=0)
     learned_through: int = Field(ge=0)
+    stale: bool = Field(
+        description="The version was kept on this machine: the log was not reached since the start."
+    )
 
 
 class FieldErrorOut(_Strict):

@@ -284,7 +284,7 @@ class Loop:
         with self.state.transaction():
             self.state.save_observation(self.learner, observation, self.progress)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
-            self.state.save_dead(batch.dead, manifest.version)
+            self.state.save_dead([*batch.dead, *observation.unfit], manifest.version)
             self.state.save_progress(self.learner, self.progress)
         self._exchange(manifest, parts)
 

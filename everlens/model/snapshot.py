@@ -44,6 +44,10 @@ class Views(NamedTuple):
     tuned_embedding_BE: Tensor | None  # through the adapter, unit norm
     tuned_feature_BD: Tensor | None  # through the adapter
 
+    def rows(self, places: Sequence[int]) -> Views:
+        """Return the views of some of the pictures."""
+        return Views(*(None if view is None else view[list(places)] for view in self))  # type: ignore[arg-type]
+
 
 class Ranked(NamedTuple):
     """One line of an answer; `samples` is how many labels of that class were learnt."""

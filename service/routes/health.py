@@ -38,7 +38,8 @@ async def get_readyz(request: Request) -> Response:
     model = service_of(request).ready()
     current = model.serving.current
     about = {"status": "ready", "model": model.backbone.name, "version": current.version}
-    return answer(about | {"learned_through": current.learned_through})
+    about |= {"learned_through": current.learned_through, "stale": model.swaps.stale}
+    return answer(about)
 
 
 @router.get(

@@ -23,6 +23,7 @@ from everlens.model.heads import evidence_feature
 from everlens.model.snapshot import Snapshot, Views, joined
 from everlens.model.tower import Hidden, pooled
 from everlens.pixels import Pixels
+from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums, Head, head_of
 from worker.learn.fusing import FusionLearner
 from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, right_names, without_itself
@@ -94,6 +95,7 @@ class Observation:
     buffer: BufferChange
     scored: list[int]  # the classes whose records changed
     refreshed: bool  # the shared factor is a new one
+    unfit: list[DeadLetter]
 
 
 class Learner:
@@ -132,9 +134,22 @@ class Learner:
         """
         self.batch += 1
         if not batch:
-            return Observation([], [], BufferChange([], []), [], refreshed=False)
+            return Observation([], [], BufferChange([], []), [], refreshed=False, unfit=[])
         hidden = snapshot.trunk(self.backbone.images([sample.pixels for sample in batch]))
         views = snapshot.look(hidden)
+        finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
+        unfit: list[DeadLetter] = []
+        if not bool(finite_B.all()):
+            fit = finite_B.nonzero()[:, 0].tolist()
+            unfit = [
+                DeadLetter(sample.seq, sample.id, "the base model answers it with no numbers")
+                for sample, finite in zip(batch, finite_B.tolist(), strict=True)
+                if not finite
+            ]
+            if not fit:
+                return Observation([], [], BufferChange([], []), [], refreshed=False, unfit=unfit)
+            batch = [batch[row] for row in fit]
+            hidden, views = Hidden(hidden.states[fit]), views.rows(fit)
         scored = self._score(batch, snapshot, views)
         new_classes = [self._add_class(sample.label) for sample in batch]
         class_B = [self.class_index[sample.label] for sample in batch]
@@ -163,6 +178,7 @@ class Learner:
             buffer=change,
             scored=scored,
             refreshed=self._refresh(),
+            unfit=unfit,
         )
 
     def tune(self) -> list[float]:

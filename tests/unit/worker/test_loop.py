@@ -16,7 +16,8 @@ from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, Fenced, LogUnavailable, OtherLog, StateError
 from everlens.model.backbone import load_backbone
-from everlens.model.snapshot import Snapshot
+from everlens.model.snapshot import Snapshot, Views
+from everlens.model.tower import Hidden
 from everlens.records import EntryKind
 from tests.tiny_clip import write_tiny_clip
 from tests.unit.learn.exemplars import same_bits
@@ -401,6 +402,27 @@ def test_bad_entry_goes_to_the_dead_letters_alone(bench: Bench) -> None:
     reasons = bench.client.hgetall(bench.keys.dead)
     assert [b"2"] == list(reasons)
     assert b"format" in reasons[b"2"] or b"payload" in reasons[b"2"]
+
+
+def test_picture_that_the_model_answers_with_no_numbers_is_a_dead_letter(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feature that is not finite costs its own sample alone."""
+    look = Snapshot.look
+
+    def spoilt(self: Snapshot, hidden: Hidden) -> Views:
+        views = look(self, hidden)
+        if len(views.feature_BD) == 4:
+            views.feature_BD[1] = torch.nan
+        return views
+
+    monkeypatch.setattr(Snapshot, "look", spoilt)
+    bench.admit(digit_samples(4))
+    loop = run_to(bench.loop(), 4)
+
+    assert loop.learner.samples == 3
+    assert [b"2"] == list(bench.client.hgetall(bench.keys.dead))
+    assert [1, 3, 4] == sorted(exemplar.seq for exemplar in loop.learner.replay)
 
 
 def test_state_of_another_base_model_is_refused(bench: Bench, tmp_path) -> None:

@@ -1,0 +1,115 @@
+"""The version kept on this machine: what it holds, and that it answers while the log is away."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from everlens.artifact import Manifest, digest_of
+from everlens.bus.server import EmbeddedServer
+from everlens.errors import PartError
+from everlens.settings import Settings
+from service.cache import VersionCache
+from tests.unit.service.conftest import Start
+from tests.unit.service.test_hotswap import until
+
+pytestmark = pytest.mark.anyio
+
+
+def version(number: int, parts: dict[str, bytes]) -> Manifest:
+    digests = {name: digest_of(part) for name, part in parts.items()}
+    return Manifest(number, "", "f" * 64, number, 1, 1, 2, digests)
+
+
+def by_digest(parts: dict[str, bytes]) -> dict[str, bytes]:
+    return {digest_of(part): part for part in parts.values()}
+
+
+def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+    """Manifest and parts come back; parts that no version names any more are gone."""
+    cache = VersionCache(tmp_path / "kept")
+    assert cache.load() is None
+    first, second = {"a": b"one", "b": b"two"}, {"a": b"one", "b": b"other"}
+    cache.keep(version(1, first), by_digest(first))
+    assert cache.load() == (version(1, first), by_digest(first))
+    cache.keep(version(2, second), {digest_of(b"other"): b"other"})
+    assert VersionCache(tmp_path / "kept").load() == (version(2, second), by_digest(second))
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["part", "manifest", "missing"])
+def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    """Neither a part nor a manifest with other bytes is believed."""
+    cache = VersionCache(tmp_path)
+    parts = {"a": b"one"}
+    cache.keep(version(1, parts), by_digest(parts))
+    part = tmp_path / digest_of(b"one")
+    match damage:
+        case "part":
+            part.write_bytes(b"0ne")
+        case "missing":
+            part.unlink()
+        case _:
+            written = (tmp_path / "manifest").read_bytes()
+            (tmp_path / "manifest").write_bytes(written.replace(b'"samples":1', b'"samples":2'))
+    with pytest.raises(PartError):
+        cache.load()
+
+
+def test_directory_that_was_emptied_keeps_nothing_half(tmp_path: Path) -> None:
+    """With a part missing that only an earlier version wrote, nothing is kept."""
+    cache = VersionCache(tmp_path)
+    parts = {"a": b"one", "b": b"two"}
+    cache.keep(version(1, parts), by_digest(parts))
+    os.remove(tmp_path / digest_of(b"one"))  # noqa: PTH107
+    cache.keep(replace(version(2, parts), samples=9), {})
+    assert cache.load() is None
+
+
+async def test_restart_without_the_log_answers_as_before(
+    started: Start, settings: Settings, photos
+) -> None:
+    """A service that starts while the log is away answers with the last version, marked stale."""
+    async with started(settings) as api:
+        await api.served(api.publish(photos, learned_through=4))
+        before = (await api.ask(photos["cat"])).json()
+        assert (await api.client.get("/readyz")).json()["stale"] is False
+
+    away = settings.model_copy(update={"redis_url": "unix:///nowhere/redis.sock"})
+    async with started(away) as api:
+        ready = (await api.client.get("/readyz")).json()
+        assert (ready["version"], ready["stale"]) == (1, True)
+        after = (await api.ask(photos["cat"])).json()
+        for answer in (before, after):
+            answer.pop("prediction_id")
+        assert before == after
+        assert (await api.teach("cat", photos["cat"])).status_code == 503
+
+
+async def test_log_that_comes_back_ends_the_stale_answers(
+    started: Start, settings: Settings, photos, tmp_path: Path
+) -> None:
+    """As soon as the log answers, what it says counts."""
+    async with started(settings) as api:
+        await api.served(api.publish(photos, learned_through=4))
+    server = EmbeddedServer(tmp_path / "log", maxmemory_bytes=64 << 20)
+    async with started(settings.model_copy(update={"redis_url": server.url})) as api:
+        assert api.model.swaps.stale
+        server.start()
+        try:
+            await until(lambda: not api.model.swaps.stale)
+        finally:
+            server.stop()
+
+
+async def test_service_without_a_cache_starts_with_the_frozen_base(
+    started: Start, settings: Settings, photo
+) -> None:
+    """A first start while the log is away answers zero-shot."""
+    away = settings.model_copy(update={"redis_url": "unix:///nowhere/redis.sock"})
+    async with started(away) as api:
+        assert (await api.ask(photo, labels=["a", "b"])).json()["version"] == 0
+        assert (await api.client.get("/readyz")).json()["stale"] is False
