@@ -18,7 +18,7 @@ from everlens.demo import demo
 from everlens.errors import EverlensError
 from everlens.keys import DEFAULT_SCOPES, SCOPES
 from everlens.launch.greeting import base_url
-from everlens.launch.supervisor import up
+from everlens.launch.supervisor import tell_worker, up
 from everlens.settings import Settings, load_settings
 
 EXIT_FAILED = 1
@@ -45,6 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
                 )
             case "keys":
                 return keys(arguments, settings)
+            case "create":
+                return tell_worker(settings, "create")
+            case "reconcile":
+                return tell_worker(settings, "reconcile", *(["--yes"] if arguments.yes else []))
             case _:
                 return status(url, Console(highlight=False))
     except ApiError as error:
@@ -77,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Start everything on this machine. All settings are EVERLENS_* variables: "
         "EVERLENS_PORT, EVERLENS_DATA_DIR, EVERLENS_MODEL, EVERLENS_REDIS_URL, ...",
     )
+    commands.add_parser(
+        "create", help="begin a log (a first `up` does, unless EVERLENS_CREATE=false)"
+    )
+    mended = commands.add_parser(
+        "reconcile",
+        help="go on where the log and what was learnt no longer belong together",
+        description="Says which accepted samples would be given up; with --yes it gives them up. "
+        "Stop `everlens up` first.",
+    )
+    mended.add_argument("--yes", action="store_true", help="do it")
     shown = commands.add_parser(
         "demo",
         help="teach it real pictures class by class, and see what each class changes",

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         "everlens", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Prefix of all keys in Redis."
     )
 
+    create: bool = Field(
+        True, description="Begin a log where there is neither one nor a state; else only when told."
+    )
+
     # The base model
     model: str = Field(
         "starter", description="`starter`, an open_clip name, or a folder saved by open_clip."

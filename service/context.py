@@ -76,7 +76,7 @@ class Service:
             self.witness,
         )
         self.admission = GroupAdmission(self.log)
-        self.follower = Follower(client, keys)
+        self.follower = Follower(client, keys, self.witness.read().epoch)
         self.decoding = DecodingPool(
             PictureLimits(
                 settings.max_image_bytes, settings.max_image_pixels, settings.max_decoded_pixels

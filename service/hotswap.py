@@ -22,7 +22,7 @@ import torch
 
 from everlens.artifact import Manifest
 from everlens.bus.versions import Follower
-from everlens.errors import LogUnavailable, PartError
+from everlens.errors import LogUnavailable, OtherLog, PartError
 from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot, check_manifest
 from everlens.model.snapshot import Snapshot
@@ -84,16 +84,16 @@ class HotSwap:
                         with contextlib.suppress(LogUnavailable):
                             await self._look(version, digest)
                             self.stale = False
-            except PartError as error:  # of the head itself
+            except (PartError, OtherLog) as error:  # of the head itself
                 self._refuse(None, "head", str(error))
                 self.settled.set()
             await asyncio.sleep(poll_s)
 
     async def _begin(self) -> None:
-        """Where the log does not answer at the start, answer with the version kept here."""
+        """Where the log is away, or another one, answer with the version kept here."""
         try:
             await self.follower.head()
-        except LogUnavailable as error:
+        except (LogUnavailable, OtherLog) as error:
             log.warning("%s; answering with what is kept here until it does", error)
         except PartError:
             return

@@ -1,5 +1,7 @@
 """
-Composition root of the learner: `python -m worker`.
+Composition root of the learner: `python -m worker`, and of two commands for operators:
+`python -m worker create` begins a log, `python -m worker reconcile [--yes]` goes on without what
+was lost.
 
 Exit codes: 0 stopped as told, 1 to be started again, 2 the settings or the base model are wrong, 3 learning must not go
 on (the state and the log do not belong together; the reason was printed and told to the service).
@@ -27,6 +29,7 @@ from everlens.errors import (
     BusError,
     DamagedState,
     Diverged,
+    EverlensError,
     Fenced,
     ModelError,
     OtherLog,
@@ -49,6 +52,7 @@ from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
+from worker.reconcile import reconcile
 
 log = logging.getLogger("everlens.worker")
 
@@ -116,6 +120,7 @@ def pace(settings: Settings) -> Pace:
         adapter_idle_s=settings.adapter_idle_s,
         id_window=settings.id_window,
         copy_every_batches=settings.copy_every_batches,
+        creates=settings.create,
     )
 
 
@@ -140,11 +145,9 @@ def make_loop(settings: Settings) -> Loop:
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; return the exit code."""
+    """Run until SIGTERM or SIGINT, or one command; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    stopping = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    words = sys.argv[1:]
     try:
         settings = load_settings()
         if not settings.redis_url:
@@ -152,6 +155,41 @@ def main() -> int:
                 "EVERLENS_REDIS_URL is empty; start everything with `everlens up`, "
                 "or give the address of a Redis or Valkey server"
             )
+        if words:
+            return _command(words, settings)
+    except EverlensError as error:
+        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        return EXIT_SETTINGS
+    return _learn(settings)
+
+
+def _command(words: list[str], settings: Settings) -> int:
+    stream = Stream(connect(settings.redis_url), Keys(settings.namespace))
+    match words:
+        case ["create"]:
+            if stream.state() is not None:
+                raise StateError("there is a log already; `everlens up` goes on with it")
+            stream.create()
+            print("a log is begun")
+        case ["reconcile"] | ["reconcile", "--yes"]:
+            act = words[-1] == "--yes"
+            witnesses = sorted((settings.data_dir / "service").glob("*.acknowledged"))
+            generations = Generations(settings.data_dir / "state" / "learner.db")
+            try:
+                plan = reconcile(generations, stream, witnesses, act=act)
+            finally:
+                generations.close()
+            print(plan if act else f"{plan}; do so with --yes")
+        case _:
+            raise SettingsError(f"{' '.join(words)} is no command of the worker")
+    return 0
+
+
+def _learn(settings: Settings) -> int:
+    stopping = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
         loop = make_loop(settings)
     except (SettingsError, ModelError) as error:
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)

@@ -40,7 +40,17 @@ FORMAT = 3
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
 
-_TABLES = ("classes", "samples", "aside", "dead", "exemplars", "pending", "records", "blobs")
+_TABLES = (
+    "classes",
+    "samples",
+    "aside",
+    "given_up",
+    "dead",
+    "exemplars",
+    "pending",
+    "records",
+    "blobs",
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS head (
     id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL, digest TEXT NOT NULL);
@@ -54,6 +64,8 @@ CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
 CREATE TABLE IF NOT EXISTS aside (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, class_index INTEGER NOT NULL,
     activation INTEGER NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS given_up (
+    first INTEGER PRIMARY KEY, last INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS dead (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL,
     digest BLOB NOT NULL);
@@ -231,11 +243,33 @@ class StateFile(Rows):
                 learner.prequential.recent_weight,
             ],
             "progress": {name: getattr(progress, name) for name in Progress.__slots__},
-            "rows": {table: f"{total:x}" for table, total in self.tally.items()},
+            "rows": self._tallies(),
         }
+        self._save_record(record)
+
+    def _tallies(self) -> dict[str, str]:
+        return {table: f"{total:x}" for table, total in self.tally.items()}
+
+    def _save_record(self, record: Mapping[str, Any]) -> None:
         text = json.dumps(record, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         self.db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", (text, digest))
+
+    def reconcile(self, changes: Mapping[str, Any], given_up: Sequence[tuple[int, int]]) -> None:
+        """
+        Go on from another place of the log; the ledger keeps what that gives up.
+
+        Args:
+            changes: fields of `Progress` with their new values.
+            given_up: first and last number of each range that will never be learnt.
+        """
+        record = self.record()
+        assert record is not None
+        record["progress"] |= changes
+        with self.transaction():
+            self.replace("given_up", given_up)
+            record["rows"] = self._tallies()
+            self._save_record(record)
 
     # What a start reads
 

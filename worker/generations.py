@@ -83,6 +83,12 @@ class Generations:
                     ) from error
                 self._take(copies.pop(0))
 
+    def forget(self) -> None:
+        """Delete the copies: the log no longer has what they lack."""
+        for copy in self.copies:
+            copy.unlink(missing_ok=True)
+        self.kept = 0
+
     def copy(self) -> None:
         """Begin to copy the live state as it is committed now, unless a copy is being made."""
         if self._copying is None:

@@ -54,6 +54,7 @@ class Pace:
     adapter_idle_s: float
     id_window: int
     copy_every_batches: int
+    creates: bool = True  # a log, where there is none
 
 
 class Loop:
@@ -164,6 +165,11 @@ class Loop:
                 raise StateError(
                     f"the log was learnt and freed up to entry {found.kept}, but there is no "
                     "state; restore the state file, or begin anew with another namespace"
+                )
+            if found is None and not self.pace.creates:
+                raise StateError(
+                    "there is neither a log nor a state; restore them, or begin with "
+                    "`everlens create`"
                 )
             return self.stream.create()  # or go on with one that still holds its first entry
         if found is None:

@@ -120,7 +120,7 @@ class Admission:
             self._epoch = await self._read_epoch()
         args: list[str | bytes | int] = [
             self._epoch,
-            self.witness.read().seq,
+            self._acknowledged(),
             self.limits.samples_max,
             self.limits.bytes_max,
             self.limits.classes_max,
@@ -149,6 +149,11 @@ class Admission:
         ]
         self.witness.note(self._epoch, max(receipt.seq for receipt in receipts))
         return receipts
+
+    def _acknowledged(self) -> int:
+        """Return the last number that this log has to hold; a reconciled one begins with its own."""
+        before = self.witness.read()
+        return before.seq if before.epoch == self._epoch else 0
 
     async def _raise_for(self, answer: list[bytes]) -> None:
         match text(answer[0]):

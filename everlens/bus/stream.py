@@ -71,6 +71,42 @@ class Stream:
             create = self.client.register_script(script("create"))
             return text(create(keys=[self.keys.meta], args=[uuid.uuid4().hex]))
 
+    def reconcile(self, former: str, seq: int, cursor: int, head: tuple[int, str]) -> str:
+        """
+        Begin a new epoch that goes on from a state; return it.
+
+        Args:
+            former: the epochs that it continues, separated by blanks.
+            seq: the highest number that was ever given.
+            cursor: what the state has learnt or gives up; entries behind it stay.
+            head: version and digest of the state, for a server that lost its head.
+
+        Raises:
+            Fenced: a learner is at work.
+        """
+        keys, epoch = self.keys, uuid.uuid4().hex
+        with reaching_the_log():
+            answer = self.client.register_script(script("reconcile"))(
+                keys=[keys.meta, keys.head, keys.log, keys.waiting, keys.lease],
+                args=[epoch, former, seq, cursor, f"{head[0]} {head[1]}" if head[0] else ""],
+            )
+        if text(answer[0]) == "HELD":
+            raise Fenced("a learner is at work on this log; stop it first")
+        return epoch
+
+    def end_of_holes(self, cursor: int) -> int:
+        """Return the last number behind `cursor` that is missing; `cursor` itself if none is."""
+        behind, expected = cursor, cursor + 1
+        while True:
+            with reaching_the_log():
+                rows: Any = self.client.xrange(self.keys.log, f"{expected}-0", "+", count=256)
+            if not rows:
+                return behind
+            for entry_id, _ in rows:
+                number = int(text(entry_id).partition("-")[0])
+                behind = number - 1 if number != expected else behind
+                expected = number + 1
+
     def hold(self, epoch: str, holder: str, cursor: int = 0) -> bool:
         """
         Take or renew the lease on this epoch; return False while another learner holds it.

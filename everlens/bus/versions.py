@@ -28,7 +28,7 @@ from everlens.bus.connect import reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.bus.scripts import raise_for, script, text
 from everlens.bus.stream import Stream
-from everlens.errors import Diverged, LogUnavailable, PartError
+from everlens.errors import Diverged, LogUnavailable, OtherLog, PartError
 from everlens.records import DeadLetter
 
 VERSIONS_KEPT = 8
@@ -174,11 +174,18 @@ class Publisher:
 
 
 class Follower:
-    """The service's half: waits for a new head, fetches manifests and parts, checks digests."""
+    """
+    The service's half: waits for a new head, fetches manifests and parts, checks digests.
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
+    Args:
+        client, keys: where the log is.
+        epoch: of the log that was served from before this start; empty where that is not known.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, epoch: str = "") -> None:
         self.client = client
         self.keys = keys
+        self.epoch = epoch
 
     async def head(self) -> tuple[int, str]:
         """
@@ -186,19 +193,26 @@ class Follower:
 
         Raises:
             PartError: it is not a head.
+            OtherLog: the log was wiped or exchanged since it was looked at first.
         """
-        pin = await self._read_pin()
+        pin = await self._pin_of_this_log()
         return _parse_head(pin or await self._read(self.keys.head, _HEAD_BYTES_MAX))
 
     async def pinned(self) -> int | None:
         """Return the version that is served in place of the head, if one is."""
-        pin = await self._read_pin()
+        pin = await self._pin_of_this_log()
         return _parse_head(pin)[0] if pin else None
 
-    async def _read_pin(self) -> bytes | None:
+    async def _pin_of_this_log(self) -> str:
         with reaching_the_log():
-            pin = await self.client.hget(self.keys.meta, "pin")
-        assert not isinstance(pin, str)  # connections do not decode
+            fields = await self.client.hmget(self.keys.meta, ["epoch", "former", "pin"])
+        epoch, former, pin = (text(field or b"") for field in fields)
+        if self.epoch and epoch != self.epoch and self.epoch not in former.split():
+            raise OtherLog(
+                "the log is another one than the one that was served from; restore it, or give "
+                "what was lost up with `everlens reconcile`"
+            )
+        self.epoch = epoch
         return pin
 
     async def pin(self, version: int, digest: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -75,6 +76,19 @@ class Launcher:
             finally:
                 self._stop()
         finally:
+            os.close(lock)
+
+    def tell_worker(self, *words: str) -> int:
+        """Run one command of the worker over the log, and return its exit code."""
+        lock = hold_directory(self.data_dir)
+        try:
+            redis_url = self.settings.redis_url or self._start_server()
+            return subprocess.call(
+                [sys.executable, "-P", "-m", "worker", *words], env=self._environment(redis_url)
+            )
+        finally:
+            if self.server is not None:
+                self.server.stop()
             os.close(lock)
 
     def say(self, line: str = "") -> None:
@@ -243,3 +257,13 @@ def up(settings: Settings) -> int:
             "rediss:// nor unix://"
         )
     return Launcher(settings, Console(file=sys.stdout)).run()
+
+
+def tell_worker(settings: Settings, *words: str) -> int:
+    """
+    Run one command of the worker, with the embedded server where there is no other.
+
+    Raises:
+        SettingsError, ServerError: it cannot start; one sentence says why.
+    """
+    return Launcher(settings, Console(file=sys.stdout)).tell_worker(*words)

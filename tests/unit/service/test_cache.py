@@ -100,7 +100,7 @@ async def test_log_that_comes_back_ends_the_stale_answers(
         assert api.model.swaps.stale
         server.start()
         try:
-            await until(lambda: not api.model.swaps.stale)
+            await until(lambda: not api.model.swaps.stale, 60)
         finally:
             server.stop()
 

@@ -91,6 +91,10 @@ class Bench:
 
         return asyncio.run(admit())
 
+    def stream(self) -> Stream:
+        """Return the learner's side of the log, without its lease."""
+        return Stream(self.client, self.keys)
+
     def loop(
         self,
         name: str = "state",
