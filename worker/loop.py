@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from everlens.artifact import Manifest, digest_of
@@ -27,7 +27,8 @@ from everlens.records import Activation, DeadLetter, EntryKind
 from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.generations import Generations
-from worker.learn.learner import Learner, LearnerConfig
+from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, sorted_out
 from worker.publication import (
     adapter_parts,
     evidence_parts,
@@ -80,6 +81,7 @@ class Loop:
         self.numerics = numerics
         self.learner = Learner(backbone, config)
         self.progress: Progress  # from `_begin` on
+        self.attempts = Attempts(state.path.with_suffix(".attempts"))
         self._saved: Progress | None = None  # as the state file had it
         self._restored = False
         self._begun = False
@@ -112,13 +114,18 @@ class Loop:
             if batch is None:
                 continue
             started = time.monotonic()
+            if self.attempts.begin(batch.last_seq) >= ATTEMPTS:
+                batch = self._sorted_out(batch)
             if batch.activation is not None:
                 if not self._activate(batch, batch.activation):
                     continue
             else:
-                self._observe(batch)
+                with deadline(allowed_s(len(batch.samples))):
+                    self._observe(batch)
                 self._publish_soon()
-                self._tune()
+                with deadline(allowed_s(len(batch.samples))):
+                    self._tune()
+            self.attempts.done()
             if self.learner.batch % self.pace.copy_every_batches == 0:
                 self.generations.copy()
             self._measure(len(batch.samples), time.monotonic() - started)
@@ -143,7 +150,7 @@ class Loop:
             return False
         self._resume()
         if self.progress.untuned:
-            self._tune()
+            self._tune_again()
         self.stream.pause("", self.progress.holder)
         self._begun = True  # last: whatever failed before is done again from the start
         return True
@@ -353,6 +360,27 @@ class Loop:
             self.state.save_progress(self.learner, progress)
         self._exchange(manifest, parts)
         return True
+
+    def _tune_again(self) -> None:
+        """Take the steps that a death came before; leave them out where they are its reason."""
+        if self.attempts.begin(self.progress.cursor) > ATTEMPTS:
+            log.error("the steps on batch %d end the learner; left out", self.learner.batch)
+            self.learner.pending = []
+        with deadline(allowed_s(len(self.learner.pending))):
+            self._tune()
+        self.attempts.done()
+
+    def _sorted_out(self, batch: Batch) -> Batch:
+        """Return the batch without the samples that end the learner."""
+        log.warning("the batch up to %d never ended; trying its samples aside", batch.last_seq)
+        fit, dead = sorted_out(batch.samples, self._try)
+        for letter in dead:
+            log.error("entry %d is not learnt: %s", letter.seq, letter.reason)
+        return replace(batch, samples=fit, dead=[*batch.dead, *dead])
+
+    def _try(self, samples: Sequence[LabelledPixels]) -> None:
+        self.learner.observe(samples, self.snapshot)
+        self.learner.tune()
 
     def _advance(self, manifest: Manifest) -> None:
         self.progress.parent = manifest.parent

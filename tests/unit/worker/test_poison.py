@@ -1,0 +1,166 @@
+"""What ends the learner is found; what somebody else ended is not blamed for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import worker.poison
+from tests.unit.worker.conftest import Bench, digit_samples
+from tests.unit.worker.test_loop import run_to
+from worker.learn.learner import LabelledPixels, Learner
+from worker.learn.tuning import Tuner
+from worker.poison import ATTEMPTS, Attempts, deadline, sorted_out
+
+pytestmark = pytest.mark.filterwarnings(
+    # The test's process has threads; the learner's own has none while it forks.
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
+
+
+def samples(*names: str) -> list[LabelledPixels]:
+    pixels = worker.poison  # never looked at
+    return [LabelledPixels(k, n, n, None, b"", pixels) for k, n in enumerate(names, 1)]  # type: ignore[arg-type]
+
+
+def learn(chosen: Sequence[LabelledPixels]) -> None:
+    """Learn like a learner that some of them end, each in its own way."""
+    names = [sample.label for sample in chosen]
+    if "aborts" in names:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if "raises" in names:
+        raise RuntimeError("no such thing")
+    if "hangs" in names:
+        time.sleep(60)
+    if {"one", "other"} <= set(names):
+        os._exit(7)
+
+
+def test_each_culprit_is_found_with_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abort, an exception, a hang, and one that fails only beside another."""
+    monkeypatch.setattr(worker.poison, "allowed_s", lambda _: 0.5)
+    batch = samples("good", "aborts", "one", "raises", "fine", "other", "hangs", "last")
+    fit, dead = sorted_out(batch, learn)
+    assert [sample.label for sample in fit] == ["good", "one", "fine", "last"]
+    reasons = {letter.id: letter.reason for letter in dead}
+    assert list(reasons) == ["aborts", "raises", "other", "hangs"]
+    assert "SIGABRT" in reasons["aborts"]
+    assert "RuntimeError: no such thing" in reasons["raises"]
+    assert "exit 7" in reasons["other"]
+    assert "takes over" in reasons["hangs"]
+
+
+def test_batch_that_somebody_else_ended_is_whole() -> None:
+    """What can be learnt in a child is learnt, however often it was interrupted before."""
+    batch = samples("good", "fine")
+    assert sorted_out(batch, learn) == (batch, [])
+
+
+def test_failure_once_condemns_nobody(tmp_path: Path) -> None:
+    """A sample that fails once and then does not was unlucky."""
+    mark = tmp_path / "failed"
+
+    def unlucky(_: Sequence[LabelledPixels]) -> None:
+        if not mark.exists():
+            mark.touch()
+            os._exit(1)
+
+    assert sorted_out(samples("good"), unlucky)[1] == []
+    assert mark.exists()
+
+
+def test_attempts_are_counted_for_one_batch(tmp_path: Path) -> None:
+    """The count is of the batch at hand, and ends with it."""
+    attempts = Attempts(tmp_path / "attempts")
+    assert [attempts.begin(16), attempts.begin(16), attempts.begin(16)] == [0, 1, 2]
+    assert attempts.begin(32) == 0
+    attempts.done()
+    assert attempts.begin(32) == 0
+    attempts.path.write_text("rubbish")
+    assert attempts.begin(32) == 0
+
+
+def test_work_that_hangs_is_ended() -> None:
+    """A child that hangs inside the deadline is killed by the alarm; in time nothing happens."""
+    with deadline(5):
+        pass
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        with deadline(0.1):
+            time.sleep(30)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGALRM
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, method: str, name: str = "digit-2") -> None:
+    """Let one sample end the learner in a step of it."""
+    owner = Learner if method == "observe" else Tuner
+    whole = getattr(owner, method)
+    first = int(name.partition("-")[2]) + 1
+
+    def deadly(self, batch, *rest):
+        if any(sample.seq == first for sample in batch):
+            raise RuntimeError("poison")
+        return whole(self, batch, *rest)
+
+    monkeypatch.setattr(owner, method, deadly)
+
+
+def test_poisoned_sample_is_a_dead_letter_and_the_rest_is_learnt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two deaths the third start finds the culprit and learns its neighbours."""
+    poisoned(monkeypatch, "observe")
+    bench.admit(digit_samples(8))
+    for _ in range(ATTEMPTS):
+        loop = bench.loop()
+        with pytest.raises(RuntimeError, match="poison"):
+            run_to(loop, 8)
+        loop.close()
+
+    loop = run_to(bench.loop(), 8)
+    assert loop.learner.samples == 7
+    reasons = bench.client.hgetall(bench.keys.dead)
+    assert [b"3"] == list(reasons)
+    assert b"RuntimeError: poison" in reasons[b"3"]
+    loop.close()
+
+
+def test_steps_that_end_the_learner_are_left_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evidence has learnt the batch; where its steps are deadly it goes on without them."""
+    poisoned(monkeypatch, "tune")
+    bench.admit(digit_samples(8))
+    deaths = 0
+    for _ in range(6):
+        loop = bench.loop()
+        try:
+            run_to(loop, 8)
+            break
+        except RuntimeError:
+            deaths += 1
+        finally:
+            loop.close()
+    assert 1 <= deaths <= ATTEMPTS + 1
+    assert loop.learner.samples == 8
+    assert bench.client.hlen(bench.keys.dead) == 0
+
+
+def test_batch_that_is_interrupted_from_outside_keeps_its_samples(bench: Bench) -> None:
+    """Five kills on one batch leave no dead letter and the same bits."""
+    bench.admit(digit_samples(8))
+    loop = bench.loop()
+    for _ in range(5):
+        loop.attempts.begin(4)
+    run_to(loop, 8)
+    assert loop.learner.samples == 8
+    assert bench.client.hlen(bench.keys.dead) == 0
+    loop.close()

@@ -1,0 +1,158 @@
+"""
+What ends the learner: counted, then looked for one sample at a time in a child process. ⑤
+
+A count never condemns: whoever kills the learner from outside five times must not cost a good
+sample. It only makes the next start try the batch aside first. A sample is dead when learning it,
+with those that were fit before it, fails every time; so one that fails only beside another is found
+as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from everlens.records import DeadLetter
+from worker.learn.learner import LabelledPixels
+
+# A batch that was begun so often and never finished is tried aside.
+ATTEMPTS = 2
+
+# A sample is dead when it fails so often in a row.
+_TRIES = 2
+
+_LOOK_S = 0.02
+
+
+class Attempts:
+    """
+    How often the batch up to an entry was begun, in a file beside the state.
+
+    Not synced: it has to outlive a process, and to be wrong after a power cut costs nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, last_seq: int) -> int:
+        """Count one more beginning of a batch; return how many there were before it."""
+        try:
+            seq, before = (int(word) for word in self.path.read_text("ascii").split())
+        except (FileNotFoundError, ValueError):
+            seq, before = last_seq, 0
+        before = before if seq == last_seq else 0
+        self.path.write_text(f"{last_seq} {before + 1}", "ascii")
+        return before
+
+    def done(self) -> None:
+        """Forget the count: the batch is committed."""
+        self.path.unlink(missing_ok=True)
+
+
+def allowed_s(samples: int) -> float:
+    """Return how long a batch of so many samples may take, on the slowest machine we think of."""
+    return 60 + 10 * samples
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End this process by SIGALRM where the work inside hangs; a start tries it aside then."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def sorted_out(
+    samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
+) -> tuple[list[LabelledPixels], list[DeadLetter]]:
+    """
+    Return the samples that can be learnt together, and the others with what happened.
+
+    Args:
+        samples: of one batch.
+        learn: learns some of them; called in child processes, so that nothing stays of it.
+    """
+    if _failure(samples, learn) is None:
+        return list(samples), []
+    fit: list[LabelledPixels] = []
+    dead: list[DeadLetter] = []
+    for sample in samples:
+        failure = _failure([*fit, sample], learn)
+        if failure is None:
+            fit.append(sample)
+        else:
+            dead.append(
+                DeadLetter(sample.seq, sample.id, f"learning it ends the learner: {failure}")
+            )
+    return fit, dead
+
+
+def _failure(
+    samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
+) -> str | None:
+    """Return what happens each time; None when it went well once."""
+    failure = None
+    for _ in range(_TRIES):
+        failure = _tried(samples, learn)
+        if failure is None:
+            return None
+    return failure
+
+
+def _tried(
+    samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
+) -> str | None:
+    # A fork: the state in memory is what it has to be tried on, and nothing of the child's stays.
+    # The learner computes on one thread, which is what makes a fork safe.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _learn_and_leave(samples, learn, writing)
+    os.close(writing)
+    status = _waited(child, allowed_s(len(samples)))
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode("utf-8", "replace")
+    if status is None:
+        return f"it takes over {allowed_s(len(samples)):.0f} s"
+    if os.WIFSIGNALED(status):
+        return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+    return None if os.WEXITSTATUS(status) == 0 else said or f"exit {os.WEXITSTATUS(status)}"
+
+
+def _learn_and_leave(
+    samples: Sequence[LabelledPixels],
+    learn: Callable[[Sequence[LabelledPixels]], None],
+    writing: int,
+) -> None:
+    code = 1
+    try:
+        learn(samples)
+        code = 0
+    except BaseException as error:
+        said = traceback.format_exception_only(error)[-1].strip()
+        os.write(writing, said[:500].encode())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # no handler of the parent's may run
+
+
+def _waited(child: int, seconds: float) -> int | None:
+    """Return how a child ended; None when it had to be killed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(_LOOK_S)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
