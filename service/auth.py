@@ -7,6 +7,7 @@ keys. Without any key every route is open, and `service.__main__` listens on loo
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ SCOPE_OF_ROUTE = {
 }
 
 _LOOK_S = 1.0
+_HOLD_BACK_S = 1.0
 _FAILURES_PER_S = 5.0  # of one address, before it hears 429 instead of 401
 _CALLER = "caller"
 
@@ -179,9 +181,10 @@ def _stamp(path: Path) -> tuple[int, ...]:
 class _Use:
     """Whose a key is, and what it is doing."""
 
-    caller: Caller = ANYONE
+    caller: Caller = Caller("", frozenset())
     bucket: Bucket = field(default_factory=Bucket)
     in_flight: int = 0
+    held_back: int = 0  # refusals that wait
 
 
 class ApiKeys:
@@ -190,13 +193,15 @@ class ApiKeys:
 
     All keys share twice `concurrency` places, and a key may hold as many as are free: one alone
     gets half of them, n that take what they can get 1/(n + 1) each, and as many are left for
-    whoever asks less.
+    whoever asks less. A refusal to who asks too often is held back for a moment: a client that asks
+    again at once would otherwise cost more than its answers.
 
     Args:
         table: which scope a request needs.
         ring: the keys.
         rate_per_s: requests a second with one key that names no rate of its own.
         concurrency: requests with one key that are answered at the same time, at most.
+        hold_back_s: how long a refusal to who asks too often waits.
         clock: monotonic, in seconds.
     """
 
@@ -208,17 +213,21 @@ class ApiKeys:
         ring: WatchedRing,
         rate_per_s: float,
         concurrency: int,
+        hold_back_s: float = _HOLD_BACK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
         self.ring = ring
         self.rate_per_s = rate_per_s
         self.places = 2 * concurrency
+        self.held_back_max = concurrency  # for each key: those that wait cost memory
+        self.hold_back_s = hold_back_s
         self.clock = clock
         self.table = table
         self.failures = AddressBuckets(_FAILURES_PER_S)
         self._seen = KeyRing()
         self._uses: dict[str, _Use] = {}
+        self._strangers = _Use()
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,7 +242,7 @@ class ApiKeys:
             await self.app(scope, receive, send)
             return
         try:
-            use = self._admitted(scope, ring)
+            use = await self._admitted(scope, ring)
         except Problem as problem:
             await refuse(problem, scope, receive, send, _challenge(problem))
             return
@@ -246,7 +255,7 @@ class ApiKeys:
             use.in_flight -= 1
             self._in_flight -= 1
 
-    def _admitted(self, scope: Scope, ring: KeyRing) -> _Use:
+    async def _admitted(self, scope: Scope, ring: KeyRing) -> _Use:
         """
         Return the use of the key that a request shows.
 
@@ -256,15 +265,18 @@ class ApiKeys:
         token = _token(scope)
         key = None if token is None else ring.find(token, datetime.now(UTC))
         if key is None:
-            raise self._failure(scope, shown=token is not None)
+            raise await self._failure(scope, shown=token is not None)
         use = self._use(key, ring)
         wait_s = use.bucket.take(key.rate_per_s or self.rate_per_s, self.clock())
         if wait_s:
+            await self._hold_back(use)
             raise _too_often("this key asks more often than it may; ask less often", wait_s)
         if use.in_flight >= self.places - self._in_flight:
+            await self._hold_back(use)
             raise Problem(
                 "too-many-at-once",
-                f"{use.in_flight} requests with this key are being answered; wait for one of them",
+                "as many requests with this key are being answered as there is room for; "
+                "wait for one of them",
                 retry_after_s=1,
             )
         needed = self.table.needed(scope["method"], scope["path"])
@@ -285,13 +297,22 @@ class ApiKeys:
                 self._uses[each.id].caller = Caller(each.id, frozenset(each.scopes))
         return self._uses[key.id]
 
-    def _failure(self, scope: Scope, *, shown: bool) -> Problem:
+    async def _hold_back(self, use: _Use) -> None:
+        if use.held_back < self.held_back_max:
+            use.held_back += 1
+            try:
+                await asyncio.sleep(self.hold_back_s)
+            finally:
+                use.held_back -= 1
+
+    async def _failure(self, scope: Scope, *, shown: bool) -> Problem:
         # After the look-up, and never before it: behind a proxy or a NAT everybody has the same
         # address, and one broken client must not lock out the others. A secret of 256 bits is
         # not guessed, however often one tries.
         client = scope.get("client")
         wait_s = self.failures.take(client[0] if client else "", self.clock())
         if wait_s:
+            await self._hold_back(self._strangers)
             return _too_often("too many requests without a good key came from here", wait_s)
         if shown:
             return Problem(

@@ -368,7 +368,13 @@ class Inside:
 
 
 def layer_over(
-    path: Path, inside: Inside, clock: Clock, *, rate_per_s: float = 1e6, concurrency: int = 64
+    path: Path,
+    inside: Inside,
+    clock: Clock,
+    *,
+    rate_per_s: float = 1e6,
+    concurrency: int = 64,
+    hold_back_s: float = 0.0,
 ) -> ApiKeys:
     return ApiKeys(
         inside,
@@ -376,6 +382,7 @@ def layer_over(
         ring=WatchedRing(path, clock),
         rate_per_s=rate_per_s,
         concurrency=concurrency,
+        hold_back_s=hold_back_s,
         clock=clock,
     )
 
@@ -474,7 +481,7 @@ async def test_a_key_holds_so_many_places_and_gives_them_back(path: Path, token)
     held.append(asyncio.create_task(exchange(layer, bearer(other))))
     await asyncio.sleep(0)
     assert len(inside.callers) == 4
-    held[0].cancel()  # its client went away
+    held[0].cancel()  # the service ends, say
     inside.may_answer.set()
     await asyncio.gather(*held, return_exceptions=True)
     for _ in range(4):
@@ -501,6 +508,21 @@ async def test_greedy_keys_leave_a_place_for_a_modest_one(path: Path, token):
     assert [status for status, *_ in await asyncio.gather(*modest)] == [200] * 4
     assert {status for status, *_ in await asyncio.gather(*held)} == {200, 429}
     assert layer._in_flight == 0
+
+
+async def test_who_asks_too_often_waits_for_the_refusal(path: Path, token):
+    """So many refusals of a key are held back, more are given at once; other keys do not wait."""
+    layer = layer_over(path, Inside(), Clock(), rate_per_s=1, concurrency=3, hold_back_s=0.3)
+    _, other = add_key(path, "other", now=NOW)
+    layer.ring._look_at = 0
+    for _ in range(2):
+        assert (await exchange(layer, bearer(token)))[0] == 200
+    tasks = [asyncio.create_task(exchange(layer, bearer(token))) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    assert [task.done() for task in tasks] == [False] * 3 + [True] * 2
+    assert (await exchange(layer, bearer(other)))[0] == 200
+    assert [status for status, *_ in await asyncio.gather(*tasks)] == [429] * 5
+    assert {use.held_back for use in layer._uses.values()} == {0}
 
 
 async def test_an_address_fails_so_often_and_locks_nobody_out(path: Path, token):
