@@ -131,6 +131,7 @@ class Service:
             queued_max=self.settings.max_queued_queries,
         )
         await warm(batcher, base)
+        await self.decoding.wait_ready()
         swaps = HotSwap(
             self.follower,
             serving,

@@ -61,6 +61,13 @@ class DecodingPool:
         for decoder in self.decoders:
             decoder.start()
 
+    async def wait_ready(self) -> None:
+        """Return when every child is ready, or does not start; call it before any picture comes."""
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(
+            *(loop.run_in_executor(self._executor, free.wait_ready) for free in self._free)
+        )
+
     async def read(self, content: bytes, spec: PixelSpec) -> Pixels:
         """
         Return the picture as size×size×3 uint8 RGB, brought to size as open_clip does it.

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from everlens.errors import ImageError
 from everlens.pixels import Pixels
-from service.decoder.protocol import ORIENTATIONS, PictureLimits
+from service.decoder.protocol import ORIENTATIONS, Decoded, PictureLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGE_PIXELS = 4_000_000  # above this a picture takes about a tenth of a second, or more
@@ -47,7 +47,6 @@ class Picture:
     Attributes:
         pixels: how many are decoded, at most.
         large: whether decoding takes long.
-        orientation: EXIF's, 1 to 8.
 
     Raises:
         ImageError: 415 for what is not JPEG, PNG or WebP; 422 for what is too large, damaged, or
@@ -63,22 +62,21 @@ class Picture:
             raise _too_many_pixels(limits.pixels_max) from None
         except Exception as error:  # Pillow's readers raise whatever they meet
             raise _damaged(error) from error
-        _judge(header, content, limits)
+        scans = _scans(header, content)
+        _judge(header, scans, limits)
         whole = header.width * header.height
-        if header.format == "JPEG":
+        if form == "JPEG" and whole > LARGE_PIXELS:
             header.draft(None, (side_min, side_min))
         self.pixels = header.width * header.height
         if self.pixels > limits.decoded_max:
-            raise _too_large_decoded(header, limits.decoded_max)
+            raise _too_large_decoded(form, limits.decoded_max)
         # Each scan of a progressive picture goes over all of it, whatever becomes of the pixels.
-        scanned = whole * content.count(_SCAN_MARKER) / _SCANS_USUAL
-        self.large = (scanned if header.info.get("progressive") else self.pixels) > LARGE_PIXELS
-        self.orientation = _orientation(header)
+        self.large = max(self.pixels, whole * scans / _SCANS_USUAL) > LARGE_PIXELS
         self._content, self._header, self._side_min = content, header, side_min
 
-    def decode(self, room: memoryview) -> tuple[int, int]:
+    def decode(self, room: memoryview) -> Decoded:
         """
-        Write the pixels into `room`, opaque but not turned; return their height and width.
+        Write the pixels into `room`, opaque but not turned; return what they are.
 
         Raises:
             ImageError: 422 when the file is damaged.
@@ -88,7 +86,7 @@ class Picture:
         except Exception as error:  # Pillow's readers raise whatever they meet
             raise _damaged(error) from error
 
-    def _decode(self, room: memoryview) -> tuple[int, int]:
+    def _decode(self, room: memoryview) -> Decoded:
         if self._header.format == "JPEG" and self._header.mode in {"RGB", "L"}:
             try:
                 height, width, _ = simplejpeg.decode_jpeg(
@@ -99,7 +97,7 @@ class Picture:
                     min_factor=2,
                     buffer=room,
                 ).shape
-                return height, width
+                return Decoded(height, width, _orientation(self._header))
             except ValueError as error:
                 if "memory" in str(error):
                     raise MemoryError from error
@@ -107,7 +105,8 @@ class Picture:
         with self._header as picture:
             picture.load()
             _write(picture, room)
-            return picture.height, picture.width
+            # Asked last: of a PNG it is found behind the pixels.
+            return Decoded(picture.height, picture.width, _orientation(picture))
 
 
 def _format_of(content: bytes) -> str:
@@ -120,7 +119,12 @@ def _format_of(content: bytes) -> str:
     raise ImageError("these bytes are not a picture; send JPEG, PNG or WebP", status=415)
 
 
-def _judge(header: Image.Image, content: bytes, limits: PictureLimits) -> None:
+def _scans(header: Image.Image, content: bytes) -> int:
+    """Return how many scans a progressive picture has, 0 for others."""
+    return content.count(_SCAN_MARKER) if header.info.get("progressive") else 0
+
+
+def _judge(header: Image.Image, scans: int, limits: PictureLimits) -> None:
     width, height = header.size
     if width * height > limits.pixels_max:
         raise _too_many_pixels(limits.pixels_max)
@@ -130,13 +134,10 @@ def _judge(header: Image.Image, content: bytes, limits: PictureLimits) -> None:
             f"most {_ASPECT_MAX} times the other",
             status=422,
         )
-    if header.format == "JPEG":
-        # A JPEG with several frames is one photograph with its preview or depth, not a film.
-        if content.count(_SCAN_MARKER) > _SCANS_MAX:
-            raise ImageError(
-                f"the picture comes in over {_SCANS_MAX} scans; save it again", status=422
-            )
-    elif getattr(header, "is_animated", False):
+    if scans > _SCANS_MAX:
+        raise ImageError(f"the picture comes in {scans} scans; save it again", status=422)
+    # A JPEG with several frames is one photograph with its preview or depth, not a film.
+    if header.format != "JPEG" and getattr(header, "is_animated", False):
         raise ImageError("the picture moves; send one frame of it", status=422)
 
 
@@ -144,10 +145,10 @@ def _too_many_pixels(pixels_max: int) -> ImageError:
     return ImageError(f"the picture has over {pixels_max} pixels; send a smaller one", status=422)
 
 
-def _too_large_decoded(header: Image.Image, decoded_max: int) -> ImageError:
+def _too_large_decoded(form: str, decoded_max: int) -> ImageError:
     return ImageError(
         f"the picture has over {decoded_max} pixels to decode; send a smaller one"
-        + ("" if header.format == "JPEG" else ", or a JPEG, which is decoded at a fraction"),
+        + ("" if form == "JPEG" else ", or a JPEG, which is decoded at a fraction"),
         status=422,
     )
 

@@ -85,8 +85,7 @@ def _reply(request: Request, memory: SharedMemory, limits: PictureLimits) -> Rep
         picture = Picture(memory.file(request.length), request.side_min, limits)
         if picture.large and not request.large:
             return Large()
-        height, width = picture.decode(memory.room)
-        return Decoded(height, width, picture.orientation)
+        return picture.decode(memory.room)
     except ImageError as error:
         return Declined(str(error), error.status)
     except MemoryError:

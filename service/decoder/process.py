@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -119,6 +120,11 @@ class Decoder:
             )
         self._child = _Child(process, ours)
 
+    def wait_ready(self) -> None:
+        """Return when the child is ready, or does not start; call it before any picture comes."""
+        with suppress(Problem):
+            self._ready_child()
+
     def decode(self, content: bytes, side_min: int, *, large: bool) -> Reply:
         """
         Return the decoder's reply.
@@ -173,7 +179,7 @@ class Decoder:
     def _ready_child(self) -> _Child:
         if self._child is not None and self._child.ready and self._child.process.poll() is not None:
             self._replace("died")  # while it was idle: no picture is to blame
-        if self._child is None and time.monotonic() < self._start_at:
+        if self._closing or (self._child is None and time.monotonic() < self._start_at):
             raise _no_decoder()
         try:
             if self._child is None:
@@ -203,6 +209,8 @@ class Decoder:
 
     def _start_failed(self, error: OSError) -> None:
         ended = self._end_child()
+        if self._closing:
+            return
         self._restarts.labels("start").inc()
         wait_s = min(_BACK_OFF_S_MAX, _BACK_OFF_S * 2**self.failures)
         self.failures += 1

@@ -127,9 +127,10 @@ def read_picture(content: bytes, spec: PixelSpec, limits: PictureLimits = LIMITS
     """Return a picture at the model's size: what a decoder and the service do, in one process."""
     picture = Picture(content, SCALED_DECODE_FACTOR * spec.size, limits)
     room = bytearray(3 * picture.pixels)
-    height, width = picture.decode(memoryview(room))
-    pixels = np.frombuffer(room, np.uint8, 3 * height * width).reshape(height, width, 3)
-    return to_size(pixels, picture.orientation, spec)
+    decoded = picture.decode(memoryview(room))
+    shape = (decoded.height, decoded.width, 3)
+    pixels = np.frombuffer(room, np.uint8, decoded.height * decoded.width * 3).reshape(shape)
+    return to_size(pixels, decoded.orientation, spec)
 
 
 def pixels_of(image: bytes, snapshot: Snapshot) -> Pixels:

@@ -39,7 +39,8 @@ def photo(photos: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def settings(log_url: str, namespace: str, tmp_path: Path) -> Settings:
     """Settings of a service over the test's own log."""
-    return Settings(redis_url=log_url, namespace=namespace, data_dir=tmp_path)
+    # One decoder, since each costs a test a fifth of a second; `test_decoding` has several.
+    return Settings(redis_url=log_url, namespace=namespace, data_dir=tmp_path, decoders=1)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -194,10 +195,17 @@ async def test_the_default_wait_is_a_setting(started: Start, settings: Settings,
 async def test_too_many_queries_are_a_503(started: Start, settings: Settings, photo):
     """Beyond the limit of waiting queries the answer is a 503 with Retry-After, at once."""
     async with started(settings.model_copy(update={"max_queued_queries": 4})) as api:
-        responses = await asyncio.gather(*(api.ask(photo, labels=["a", "b"]) for _ in range(60)))
-    codes = {response.status_code for response in responses}
-    assert codes == {200, 503}
-    refused = next(response for response in responses if response.status_code == 503)
+        await api.served(api.publish({"cat": photo}, learned_through=1))
+        free = threading.Event()
+        busy = asyncio.create_task(api.model.batcher.call(free.wait))
+        asking = [asyncio.create_task(api.ask(photo)) for _ in range(5)]
+        done, waiting = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        free.set()
+        await busy
+        answered = [await answer for answer in waiting]
+    (refused,) = (answer.result() for answer in done)
+    assert [200] * 4 == [answer.status_code for answer in answered]
+    assert refused.status_code == 503
     assert refused.json()["type"] == "/problems/busy"
     assert refused.headers["retry-after"] == "1"
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from skimage import data
 
 from everlens.errors import ImageError
 from everlens.pixels import PixelSpec
+from everlens.settings import Settings
 from service.decoder import process
 from service.decoder.protocol import (
     REPLY_BYTES,
@@ -32,7 +34,8 @@ from service.decoding import DecodingPool
 from service.metrics import Metrics
 from service.problems import Problem
 from tests.unit.service import bombs
-from tests.unit.service.api import LIMITS, Api, encoded, read_picture
+from tests.unit.service.api import LIMITS, encoded, read_picture
+from tests.unit.service.conftest import Start
 
 pytestmark = pytest.mark.anyio
 
@@ -399,38 +402,38 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 @needs_proc
 @pytest.mark.slow
-async def test_hostile_pictures_cost_only_so_much(api: Api):
+async def test_hostile_pictures_cost_only_so_much(started: Start, settings: Settings):
     """
     64 hostile pictures at once cost bounded memory, and others are answered meanwhile.
 
     Each child stays under its limit, so all together under the number of children times it; the
     service grows by what it shares with them and no more; nobody hears of an inner error.
     """
-    files = [make() for make in HOSTILE.values()] * 4
-    children = {decoder.pid or 0 for decoder in api.service.decoding.decoders}
-    assert (await api.ask(PHOTO, labels=["a", "b"])).status_code == 200
-    await asyncio.to_thread(Path("/proc/self/clear_refs").write_text, "5")  # VmHWM begins anew
-    before_mb = memory_mb(os.getpid())
+    async with started(settings.model_copy(update={"decoders": 2})) as api:
+        files = [make() for make in HOSTILE.values()] * 4
+        children = {decoder.pid or 0 for decoder in api.service.decoding.decoders}
+        assert (await api.ask(PHOTO, labels=["a", "b"])).status_code == 200
+        await asyncio.to_thread(Path("/proc/self/clear_refs").write_text, "5")  # VmHWM begins anew
+        before_mb = memory_mb(os.getpid())
 
-    attack = [asyncio.create_task(api.ask(file, labels=["a"])) for file in files]
-    polite_s, peak_mb = [], dict.fromkeys(children, 0)
-    while not all(task.done() for task in attack):
-        for pid in peak_mb:
-            peak_mb[pid] = max(peak_mb[pid], memory_mb(pid, "VmHWM"))
-        started = time.monotonic()
-        answer = await api.ask(PHOTO, labels=["a", "b"])
-        assert answer.status_code == 200, answer.text
-        polite_s.append(time.monotonic() - started)
-        await asyncio.sleep(0.05)
+        attack = [asyncio.create_task(api.ask(file, labels=["a"])) for file in files]
+        polite_s, peak_mb = [], dict.fromkeys(children, 0)
+        while not all(task.done() for task in attack):
+            for pid in peak_mb:
+                peak_mb[pid] = max(peak_mb[pid], memory_mb(pid, "VmHWM"))
+            asked_at = time.monotonic()
+            answer = await api.ask(PHOTO, labels=["a", "b"])
+            assert answer.status_code == 200, answer.text
+            polite_s.append(time.monotonic() - asked_at)
+            await asyncio.sleep(0.05)
 
-    statuses = [(await task).status_code for task in attack]
-    assert set(statuses) <= {200, 422, 503}, statuses
-    assert children == {decoder.pid for decoder in api.service.decoding.decoders}
-    shared_mb = (LIMITS.bytes_max + 3 * LIMITS.decoded_max) / 2**20
-    child_mb = 64 + 64 + (18 * LIMITS.decoded_max) / 2**20 + shared_mb
-    grown_mb = memory_mb(os.getpid(), "VmHWM") - before_mb
-    print(f"children {peak_mb} MB, service +{grown_mb} MB, polite {polite_s}, {statuses}")
-    assert all(peak < child_mb for peak in peak_mb.values()), peak_mb
-    assert grown_mb < len(children) * shared_mb + 150
-    assert len(polite_s) >= 3
-    assert max(polite_s) < 5
+        statuses = [(await task).status_code for task in attack]
+        assert set(statuses) <= {200, 422, 503}, statuses
+        assert children == {decoder.pid for decoder in api.service.decoding.decoders}
+        shared_mb = (LIMITS.bytes_max + 3 * LIMITS.decoded_max) / 2**20
+        child_mb = 64 + 64 + (18 * LIMITS.decoded_max) / 2**20 + shared_mb
+        grown_mb = memory_mb(os.getpid(), "VmHWM") - before_mb
+        assert all(peak < child_mb for peak in peak_mb.values()), peak_mb
+        assert grown_mb < len(children) * shared_mb + 150
+        assert len(polite_s) >= 3
+        assert median(polite_s) < 1, polite_s

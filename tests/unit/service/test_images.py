@@ -16,6 +16,8 @@ from everlens.errors import ImageError
 from everlens.model.runtime import import_torchvision
 from everlens.pixels import PixelSpec
 from service.decoder.protocol import PictureLimits
+from service.images import Picture
+from tests.unit.service import bombs
 from tests.unit.service.api import LIMITS, read_picture
 
 SPEC = PixelSpec(size=64)
@@ -264,6 +266,45 @@ def test_many_pixels_are_refused_by_the_header():
     assert "9999 pixels" in str(refusal(ordinary, replace(LIMITS, pixels_max=9_999)))
 
 
+def test_nothing_is_decoded_before_the_header_is_judged():
+    """A header is judged alone, also where Pillow would look behind the pixels for the camera."""
+    cut = encoded(data.coffee())[:5000]
+    picture = Picture(cut, 256, LIMITS)
+    assert picture.pixels == 600 * 400
+    with pytest.raises(ImageError, match="damaged"):
+        picture.decode(memoryview(bytearray(3 * picture.pixels)))
+
+
+def test_photograph_of_fifty_megapixels_is_read():
+    """What the best phones take comes down while it is decoded; as PNG it is too much."""
+    content = bombs.flat_jpeg(8160, 6144)
+    picture = Picture(content, 896, LIMITS)
+    assert picture.pixels < 4_000_000
+    assert not picture.large
+    assert np.abs(read(content, PixelSpec(size=224)) - 128).max() <= 1
+    assert "or a JPEG" in str(refusal(bombs.flat_png(8160, 6144)))
+
+
+def test_a_stripe_that_cannot_come_down_is_refused():
+    """A JPEG whose short side leaves no fraction is held to the limit of what is decoded."""
+    with pytest.raises(ImageError, match="to decode"):
+        Picture(bombs.flat_jpeg(20_000, 900), 896, LIMITS)
+
+
+def test_scans_without_end_are_refused():
+    """A progressive picture of a few scans is read, some more make it large, hundreds too much."""
+    few, some, hundreds = (bombs.many_scans(1000, count) for count in (0, 60, 200))
+    assert not Picture(few, 256, LIMITS).large
+    assert Picture(some, 256, LIMITS).large
+    assert np.array_equal(read(few), read(some))
+    assert "scans" in str(refusal(hundreds))
+
+
+def test_announced_webp_is_refused_by_the_header():
+    """A WebP of a few bytes that announces the format's largest picture is not decoded."""
+    assert "64000000 pixels" in str(refusal(bombs.lying_webp()))
+
+
 def test_long_sides_and_stripes_are_refused():
     """A side beyond the limit, or a stripe that would be huge at the model's size, is a 422."""
     assert refusal(encoded(Image.new("L", (20_001, 300)))).status == 422
@@ -286,9 +327,10 @@ def test_moving_pictures_are_refused(form):
 
 
 def test_text_bomb_in_a_png_is_refused():
-    """A compressed comment that unfolds to hundreds of megabytes is refused, not unfolded."""
+    """Compressed comments that unfold to megabytes are refused, not unfolded."""
     from PIL.PngImagePlugin import PngInfo
 
     comment = PngInfo()
     comment.add_text("Comment", "0" * 100_000_000, zip=True)
     assert refusal(encoded(Image.new("RGB", (80, 80)), pnginfo=comment)).status == 422
+    assert refusal(bombs.text_swarm(64)).status == 422
