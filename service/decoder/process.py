@@ -28,6 +28,7 @@ from service.decoder.protocol import (
     READY,
     REPLY_BYTES,
     Decoded,
+    Large,
     PictureLimits,
     Reply,
     Request,
@@ -140,7 +141,10 @@ class Decoder:
             # buffer the one request that is under way, and the reply has a deadline.
             self._memory.put_file(content)
             child.port.sendall(encode_request(Request(len(content), side_min, large)))
-            return decode_reply(child.receive(REPLY_BYTES, deadline), self.limits)
+            reply = decode_reply(child.receive(REPLY_BYTES, deadline), self.limits)
+            if large and isinstance(reply, Large):
+                raise ValueError("a decoder declines what it was told to do")
+            return reply
         except TimeoutError:
             self._replace("timeout")
             raise ImageError(
