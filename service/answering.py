@@ -192,12 +192,18 @@ async def _wait_learned(service: Service, model: Model, fields: QueryFields) -> 
     if fields.wait_for is None:
         return
     seq = await _seq_of(service, fields.wait_for)
+    serving = model.serving
+    if serving.waiting >= service.settings.max_queued_queries:
+        if serving.current.learned_through >= seq:
+            return
+        # Each holds a connection, and the process has only so many.
+        raise Problem("busy", "too many queries wait for their samples; ask again", retry_after_s=5)
     wait_s = fields.wait_s or service.settings.wait_s
-    if not await model.serving.wait_learned(seq, wait_s):
+    if not await serving.wait_learned(seq, wait_s):
         raise Problem(
             "not-learnt-in-time",
             f"entry {seq} was not learnt within {wait_s:g} s (learnt through "
-            f"{model.serving.current.learned_through}); ask again, or see /learning",
+            f"{serving.current.learned_through}); ask again, or see /learning",
         )
     reason = (await service.log.state_of(seq)).dead_reason
     if reason is not None:

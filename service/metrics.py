@@ -16,6 +16,9 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+# A client may invent others; each would be a line of its own for ever.
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"})
+
 # Fields of the learner's report, as gauges.
 _LEARNT = {
     "prequential_accuracy": "Share of samples that were answered rightly before they were learnt.",
@@ -133,5 +136,6 @@ class RequestMetrics:
         finally:
             # The template, not the path: ids and names must not become metrics.
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.requests.labels(route, scope["method"], str(status)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.monotonic() - started)

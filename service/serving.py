@@ -17,6 +17,7 @@ class Serving:
         self.current = base
         self._kept: dict[int, Snapshot] = {}
         self._swapped = asyncio.Event()
+        self.waiting = 0
 
     def swap(self, snapshot: Snapshot) -> None:
         """Answer with `snapshot` from the next batch on."""
@@ -39,10 +40,13 @@ class Serving:
 
     async def wait_learned(self, seq: int, wait_s: float) -> bool:
         """Return True once the current snapshot has learnt entry `seq`, False after `wait_s`."""
+        self.waiting += 1
         try:
             async with asyncio.timeout(wait_s):
                 while self.current.learned_through < seq:
                     await self._swapped.wait()
         except TimeoutError:
             return False
+        finally:
+            self.waiting -= 1
         return True

@@ -185,6 +185,21 @@ async def test_waiting_ends(api: Api, photo):
     assert response.json()["type"] == "/problems/not-learnt-in-time"
 
 
+async def test_only_so_many_queries_wait(started: Start, settings: Settings, photos):
+    """Beyond the limit a query that would wait is a 503 at once; one that need not is answered."""
+    async with started(settings.model_copy(update={"max_queued_queries": 2})) as api:
+        photo = photos["cat"]
+        await api.teach("cat", photo, id="first")
+        await api.teach("cat", photo, id="second")
+        await api.served(api.publish({"cat": photo}, learned_through=1))
+        *waiting, known = await asyncio.gather(
+            *(api.ask(photo, wait_for=2, wait_s=1) for _ in range(3)), api.ask(photo, wait_for=1)
+        )
+        assert sorted(answer.status_code for answer in waiting) == [503, 504, 504]
+        assert known.status_code == 200
+        assert api.model.serving.waiting == 0
+
+
 async def test_the_default_wait_is_a_setting(started: Start, settings: Settings, photo):
     """Without `wait_s` the setting decides how long `wait_for` waits."""
     async with started(settings.model_copy(update={"wait_s": 0.05})) as api:
