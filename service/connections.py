@@ -213,6 +213,10 @@ class Connection(HttpToolsProtocol):
         """Answer beside the application, which may not have seen a request, and close."""
         self._disarm()
         self.refused(problem.kind)
+        if self.answering:
+            # The application waits for the rest of a body that will not come; its answer is moot.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         response = problem.response("", {"Connection": "close"})
         fields = [*self.server_state.default_headers, *response.raw_headers]
         lines = [STATUS_LINE[problem.status], *(b"%b: %b\r\n" % field for field in fields), b"\r\n"]

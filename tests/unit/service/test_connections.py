@@ -279,6 +279,19 @@ async def test_what_is_not_http_is_a_problem_too(nonsense):
         check_refusal(await server.exchange(nonsense), 400, "bad-request")
 
 
+async def test_nonsense_within_a_body_ends_the_request_too():
+    """A chunk that is none is a 400 at once, and the application does not go on waiting for it."""
+    async with serving() as server:
+        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        reader, writer = await server.connect(head)
+        await asyncio.sleep(0.1)
+        assert len(server.server.server_state.tasks) == 1
+        writer.write(b"nonsense\r\n")
+        check_refusal(await reader.read(), 400, "bad-request")
+        await asyncio.sleep(0.1)
+        assert not server.server.server_state.tasks
+
+
 async def test_nonsense_after_a_request_does_not_take_its_answer():
     """What was asked before is answered; then the connection ends."""
     async with serving() as server:
