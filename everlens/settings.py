@@ -104,8 +104,8 @@ class Settings(BaseSettings):
     adapter_idle_s: float = Field(
         2.0, gt=0, description="A tuned adapter is published when nothing came for so long."
     )
-    copy_every_batches: int = Field(
-        128, ge=1, description="Batches between two copies that a damaged state falls back to."
+    copy_every_entries: int = Field(
+        2048, ge=1, description="Entries between two copies that a damaged state falls back to."
     )
     worker_threads: int = Field(
         1, ge=1, description="Threads of the learner; its bits depend on the number."

@@ -119,7 +119,7 @@ def pace(settings: Settings) -> Pace:
         adapter_every_batches=settings.adapter_every_batches,
         adapter_idle_s=settings.adapter_idle_s,
         id_window=settings.id_window,
-        copy_every_batches=settings.copy_every_batches,
+        copy_every_entries=settings.copy_every_entries,
         creates=settings.create,
     )
 

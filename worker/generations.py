@@ -49,7 +49,7 @@ class Generations:
             ) from None
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
         self._copying: Future[None] | None = None
-        self.kept = self._oldest_cursor()
+        self.newest, self.kept = self._cursors()
 
     def close(self) -> None:
         """Wait for a copy that is being made, and give the lock back."""
@@ -75,7 +75,7 @@ class Generations:
                     raise DamagedState(f"{self.path} is empty")
                 return file
             except DamagedState as error:
-                log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+                log.error("%s", error)  # noqa: TRY400 - likewise
                 self._set_aside()
                 if not copies:
                     raise DamagedState(
@@ -87,7 +87,7 @@ class Generations:
         """Delete the copies: the log no longer has what they lack."""
         for copy in self.copies:
             copy.unlink(missing_ok=True)
-        self.kept = 0
+        self.newest, self.kept = 0, 0
 
     def copy(self) -> None:
         """Begin to copy the live state as it is committed now, unless a copy is being made."""
@@ -108,7 +108,7 @@ class Generations:
             finished.result()
         except (OSError, sqlite3.OperationalError) as error:  # the disk is full: the next may do
             log.warning("no copy of the state was made: %s", error)
-        self.kept = self._oldest_cursor()
+        self.newest, self.kept = self._cursors()
 
     def _copy(self) -> None:
         """Copy, verify, and only then put the copy in the place of the newest."""
@@ -131,24 +131,14 @@ class Generations:
         _sync(self.path.parent)
         log.debug("copied the state at %d in %.2f s", cursor, time.monotonic() - began)
 
-    def _oldest_cursor(self) -> int:
-        """Return what both copies have learnt; 0 while there are not two: the log is the copy."""
-        cursors = []
-        for copy in self.copies:
-            if not copy.exists():
-                return 0
-            database = sqlite3.connect(f"file:{copy}?mode=ro", uri=True)
-            try:
-                record = database.execute(
-                    "SELECT json_extract(record, '$.progress.cursor') FROM head"
-                ).fetchone()
-                cursors.append(int(record[0]))
-            except (sqlite3.DatabaseError, TypeError) as error:
-                log.error("%s is damaged (%s)", copy, error)  # noqa: TRY400 - likewise
-                return 0
-            finally:
-                database.close()
-        return min(cursors)
+    def _cursors(self) -> tuple[int, int]:
+        """
+        Return the cursors of the newest and of the older copy.
+
+        The second is 0 while there are not two: the log, from its first entry on, is the other.
+        """
+        newest, older = (_cursor_of(copy) if copy.exists() else 0 for copy in self.copies)
+        return newest, min(newest, older)
 
     def _take(self, copy: Path) -> None:
         log.error("going on from %s, and learning the rest from the log again", copy)
@@ -163,6 +153,19 @@ class Generations:
         """Keep a damaged file for whoever wants to look at it, the last one alone."""
         if self.path.exists():
             self.path.replace(self.path.with_suffix(".damaged"))
+
+
+def _cursor_of(copy: Path) -> int:
+    """Return what a copy has learnt; 0 where it is damaged, as if there were none."""
+    database = sqlite3.connect(f"file:{copy}?mode=ro", uri=True)
+    try:
+        record = database.execute("SELECT json_extract(record, '$.progress.cursor') FROM head")
+        return int(record.fetchone()[0])
+    except (sqlite3.DatabaseError, TypeError) as error:
+        log.error("%s is damaged (%s)", copy, error)  # noqa: TRY400 - the sentence says it all
+        return 0
+    finally:
+        database.close()
 
 
 def _verified(path: Path) -> StateFile:

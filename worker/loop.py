@@ -54,7 +54,7 @@ class Pace:
     adapter_every_batches: int
     adapter_idle_s: float
     id_window: int
-    copy_every_batches: int
+    copy_every_entries: int
     creates: bool = True  # a log, where there is none
 
 
@@ -126,7 +126,7 @@ class Loop:
                 with deadline(allowed_s(len(batch.samples))):
                     self._tune()
             self.attempts.done()
-            if self.learner.batch % self.pace.copy_every_batches == 0:
+            if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
                 self.generations.copy()
             self._measure(len(batch.samples), time.monotonic() - started)
 

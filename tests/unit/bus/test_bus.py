@@ -21,17 +21,20 @@ from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
 from everlens.bus.versions import VERSIONS_KEPT, Follower, Publisher
-from everlens.bus.witness import Witness
+from everlens.bus.witness import Acknowledged, Witness
 from everlens.errors import (
     Diverged,
     IdConflict,
     LearningPaused,
+    LogBehind,
     LogUnavailable,
+    NewClass,
     OtherLog,
     PartError,
     QueueFull,
     ServerError,
     StateError,
+    TooManyClasses,
 )
 from everlens.records import DeadLetter, EntryKind, Receipt
 
@@ -138,6 +141,121 @@ def test_full_backlog_refuses_all_but_repeats(ask, samples_max: int, bytes_max: 
         ask(lambda a: a.admit([sample("c")]), samples_max, bytes_max)
     assert 1 <= refusal.value.retry_after_s <= 60
     assert ask(lambda a: a.admit([sample("a")]), samples_max, bytes_max)[0].repeated
+
+
+def of_tenant(tenant: str, count: int, name: str = "") -> list[Admittable]:
+    return [
+        Admittable(f"{tenant}-{name}-{k}", "digest", b"body", tenant=tenant) for k in range(count)
+    ]
+
+
+def test_tenants_that_fill_the_backlog_leave_room_for_another(ask, stream: Stream) -> None:
+    """
+    However many take all they may, one who waits for little is taken.
+
+    With share 2 of what is free, n of them end at 2 free = 2 max / (1 + 2n) each.
+    """
+    refused = 0
+    for turn in range(60):
+        for greedy in range(8):
+            try:
+                ask(lambda a, g=greedy, t=turn: a.admit(of_tenant(f"greedy {g}", 1, str(t))))
+            except QueueFull:
+                refused += 1
+    waiting = stream.client.hgetall(stream.keys.waiting)
+    assert refused > 300
+    assert 8 == len(waiting)
+    assert {11, 12} >= {int(count) for count in waiting.values()}
+    first = ask(lambda a: a.admit(of_tenant("polite", 5)))[0].seq
+
+    stream.trim(first - 1, first - 1, 1000)
+    assert {b"polite": b"5"} == stream.client.hgetall(stream.keys.waiting)
+    stream.trim(first + 4, first + 4, 1000)
+    assert {} == stream.client.hgetall(stream.keys.waiting)
+
+
+def test_tenant_alone_may_fill_two_thirds(ask) -> None:
+    """And nobody in particular, which is everybody where there are no keys, all of it."""
+    assert ask(lambda a: a.admit(of_tenant("alone", 66)))
+    with pytest.raises(QueueFull, match="your share"):
+        ask(lambda a: a.admit(of_tenant("alone", 3, "more")))
+    assert ask(lambda a: a.admit(of_tenant("", 34)))
+
+
+def test_only_so_many_classes_are_accepted(ask) -> None:
+    """Beyond the cap a known name is still taken, and a refused call makes no class."""
+    first = [Admittable(f"{k}", "d", b"", label=f"bird {k}") for k in range(3)]
+    assert 3 == len(ask(lambda a: a.admit(first), classes_max=4))
+    more = [Admittable(f"more {k}", "d", b"", label=f"fish {k}") for k in range(2)]
+    with pytest.raises(TooManyClasses, match="EVERLENS_MAX_CLASSES"):
+        ask(lambda a: a.admit(more), classes_max=4)
+    assert ask(lambda a: a.admit(more[:1]), classes_max=4)
+    known = [Admittable("known", "d", b"", label="bird 2")]
+    assert ask(lambda a: a.admit(known), classes_max=4)
+
+
+def test_who_may_not_make_a_class_may_teach_known_ones(ask) -> None:
+    """A new name is refused with its reason, one that was accepted before is not."""
+    ask(lambda a: a.admit([Admittable("1", "d", b"", label="bird")]))
+    with pytest.raises(NewClass, match="'fish' is no class yet"):
+        ask(lambda a: a.admit([Admittable("2", "d", b"", label="fish", may_be_new=False)]))
+    assert ask(lambda a: a.admit([Admittable("3", "d", b"", label="bird", may_be_new=False)]))
+
+
+def test_log_that_lost_its_end_takes_nothing(ask, stream: Stream, witness: Witness) -> None:
+    """What was acknowledged is remembered beside the log; a log that ends before it is refused."""
+    ask(lambda a: a.admit([sample("a"), sample("b"), sample("c")]))
+    assert witness.read() == Acknowledged(stream.epoch, 3)
+    stream.client.hset(stream.keys.meta, "seq", 2)
+    with pytest.raises(LogBehind, match="ends at entry 2, but 3 were acknowledged"):
+        ask(lambda a: a.admit([sample("d")]))
+
+
+def test_witness_only_ever_goes_forward(tmp_path) -> None:
+    """Two processes on one file keep the higher number; another epoch begins anew."""
+    one, other = Witness(tmp_path / "w"), Witness(tmp_path / "w")
+    assert one.read() == Acknowledged()
+    one.note("epoch", 7)
+    other.note("epoch", 5)
+    assert one.read() == other.read() == Acknowledged("epoch", 7)
+    other.note("next", 1)
+    assert one.read() == Acknowledged("next", 1)
+    (tmp_path / "w").write_bytes(b"rubbish")
+    assert one.read() == Acknowledged()
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize("former", ["", "another", "EPOCH another"])
+def test_log_of_another_epoch_is_taken_up_only_where_it_names_the_one_before(
+    ask, stream: Stream, witness: Witness, former: str
+) -> None:
+    """A log that was exchanged is refused; one that was reconciled goes on."""
+    witness.note("EPOCH", 99)
+    stream.client.hset(stream.keys.meta, "former", former)
+    if "EPOCH" not in former:
+        with pytest.raises(OtherLog):
+            ask(lambda a: a.admit([sample("a")]))
+        return
+    assert 1 == ask(lambda a: a.admit([sample("a")]))[0].seq
+    assert witness.read() == Acknowledged(stream.epoch, 1)
+
+
+def test_service_does_not_follow_a_log_that_was_exchanged(ask, stream: Stream) -> None:
+    """Versions of another log are none of those that were served from."""
+
+    async def follow(admission: Admission) -> None:
+        follower = Follower(admission.client, stream.keys)
+        assert await follower.head() == (0, "")
+        stream.client.hset(stream.keys.meta, "epoch", "another")
+        with pytest.raises(OtherLog):
+            await follower.head()
+        stream.client.hset(stream.keys.meta, "former", f"x {stream.epoch}")
+        assert await follower.head() == (0, "")
+        with pytest.raises(OtherLog):
+            await Follower(admission.client, stream.keys, "long ago").head()
+
+    ask(follow)
 
 
 def test_trim_makes_room_and_keeps_the_ids(ask, stream: Stream) -> None:

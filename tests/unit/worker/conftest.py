@@ -37,7 +37,7 @@ PACE = Pace(
     adapter_every_batches=3,
     adapter_idle_s=60.0,
     id_window=1000,
-    copy_every_batches=1000,
+    copy_every_entries=1000,
 )
 
 

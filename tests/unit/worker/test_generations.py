@@ -16,7 +16,7 @@ from tests.unit.worker.test_loop import assert_same_bits, run_to
 from worker.generations import Generations
 from worker.loop import Loop
 
-COPIES = replace(PACE, copy_every_batches=2)
+COPIES = replace(PACE, copy_every_entries=8)
 
 
 def overwritten(path: Path, at: float, count: int = 4096) -> None:
