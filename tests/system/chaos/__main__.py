@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,7 @@ def main() -> int:
             print(f"{case.fault or '-':4} {case.name}: {case.holds}")
         return 0
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with Campaign(options.jobs) as campaign:
         campaign.run(jobs, options.minutes)
     needs = () if options.only else CONDITIONS + (() if options.fast else CONDITIONS_OF_ALL)

@@ -105,7 +105,6 @@ class Campaign:
         self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_where()))
         self.tally = Tally()
         self.verdicts: list[Verdict] = []
-        self._stopped = threading.Event()
         self._numbers = 0
         self._lock = threading.Lock()
 
@@ -123,10 +122,13 @@ class Campaign:
     def run(self, cases: Sequence[tuple[Case, int]], minutes: float) -> None:
         """Run each case with its seed; begin none after so many minutes."""
         until = time.monotonic() + 60 * minutes
-        with ThreadPoolExecutor(self.jobs) as pool:
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
             for verdict in pool.map(lambda job: self._one(job[0], job[1], until), cases):
                 if verdict is not None:
                     self.verdicts.append(verdict)
+        finally:  # told to stop: what runs is let run, as its processes must be ended
+            pool.shutdown(cancel_futures=True)
 
     def _one(self, case: Case, seed: int, until: float) -> Verdict | None:
         if time.monotonic() > until:

@@ -33,7 +33,7 @@ def dies_everywhere(ground: Ground, point: str, passages: int = _PASSAGES_MAX) -
         ground.start_worker((point, passage))
         died = dies(ground)
         ground.verify()
-        ground.stop_worker()
+        ground.end_worker()  # not in order: armed, it may pass its point while it is idle
         if not died:
             must(passage > 1, f"{point} is never passed")
             return

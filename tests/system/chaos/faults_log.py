@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from everlens.errors import ServerError
+from tests.system.chaos import truth
 from tests.system.chaos.campaign import case
 from tests.system.chaos.ground import (
     EXIT_STATE,
@@ -21,6 +22,7 @@ from tests.system.chaos.ground import (
     last_line,
     must,
     samples,
+    until,
 )
 
 
@@ -69,21 +71,49 @@ def manifest_of_the_log_missing(ground: Ground) -> None:
     learning_stops(ground)
 
 
-@case("F15", needs=["wrong_logs_noticed"])
-def tail_of_the_log_cut(ground: Ground) -> None:
-    """Acknowledged samples cut from the end of the log, not yet learnt, are missed."""
+def cut_tail(ground: Ground) -> None:
+    """Accept samples while nobody learns, and cut the last of them from the log."""
     ground.start_all()
     ground.teach(6)
-    assert ground.worker is not None
-    ground.worker.kill()  # so that what follows stands in the log alone
+    ground.end_worker()  # so that what follows stands in the log alone
     for number in range(1, 4):
         must(ground.post(f"t{number}", number).status_code == 202, "a sample is not accepted")
     with server_away(ground) as log:
         (tail,) = log.glob("*.incr.aof")
         with tail.open("rb+") as file:
             file.truncate(tail.stat().st_size - 200)
+    lost = {entry.id for entry in truth.logged(ground.server.directory, ground.namespace)}
+    must("t2" in lost and "t3" not in lost, "another sample was cut than the last")
+
+
+def takes_nothing(ground: Ground) -> None:
+    """Fail when a sample is taken, or no question answered."""
+    for sample in ("new", "t3"):
+        answer = ground.post(sample, 3)
+        must(
+            answer.status_code == 503, f"{sample} is taken into a log that lost one: {answer.text}"
+        )
+    must(ground.ask().status_code == 200, "questions are not answered")
+    ground.tally.add("wrong_logs_noticed")
+
+
+@case("F15", needs=["wrong_logs_noticed"])
+def tail_of_the_log_cut(ground: Ground) -> None:
+    """An acknowledged sample cut from the end of the log is missed, and no other is taken."""
+    cut_tail(ground)
+    takes_nothing(ground)
+    ground.kill_service()
+    ground.start_service()
+    takes_nothing(ground)
+
+
+@case("F15", needs=["wrong_logs_noticed"])
+def tail_of_the_log_cut_and_its_number_given_again(ground: Ground) -> None:
+    """Likewise when a worker's own entry has taken the number of the sample that was lost."""
+    cut_tail(ground)
     ground.start_worker()
-    learning_stops(ground, restarted=False)
+    until(ground.rests, "the worker to end the batch with an entry of its own", 20)
+    takes_nothing(ground)
 
 
 @case("F16")

@@ -111,15 +111,17 @@ def server_killed_with_slow_disk(ground: Ground) -> None:
 def stopped_server(ground: Ground, stopped_s: float) -> None:
     """Stop the server for a while; answers go on, admission says no in time, nothing is lost."""
     ground.start_all()
-    clients = ground.start_clients(2, 3)
+    clients = ground.start_clients(2, 3, pause_s=0.1)
     ground.wait(1.0)
+    # What an answer takes on this machine with nothing stopped, which is not the server's delay.
+    usual_s = max(_timed_post(ground, f"before-{k}", 202) for k in range(5))
     ground.server.signal(signal.SIGSTOP)
     ground.tally.add("server_stops")
     answers: list[Future[float]] = []
     until_s = time.monotonic() + stopped_s
     with ThreadPoolExecutor(4) as pool:
         while time.monotonic() < until_s - REFUSED_WITHIN_S:
-            answers += [pool.submit(_timed_post, ground, f"while-{len(answers)}")]
+            answers += [pool.submit(_timed_post, ground, f"while-{len(answers)}", 503)]
             time.sleep(stopped_s / 25)
         slowest_s = max(answer.result() for answer in answers)
         time.sleep(max(0.0, until_s - time.monotonic()))
@@ -134,13 +136,15 @@ def stopped_server(ground: Ground, stopped_s: float) -> None:
         f"{ground.ledger.asked} {ground.ledger.wrong}",
     )
     ground.verify()
-    must(slowest_s <= REFUSED_WITHIN_S, f"admission was refused only after {slowest_s:.1f} s")
+    said = f"admission was refused after {slowest_s:.2f} s, where it took {usual_s:.2f} s before"
+    ground.notes.append(said)
+    must(slowest_s <= REFUSED_WITHIN_S + usual_s, said)
 
 
-def _timed_post(ground: Ground, id: str) -> float:
+def _timed_post(ground: Ground, id: str, expected: int) -> float:
     began = time.monotonic()
     answer = ground.post(id)
-    must(answer.status_code == 503, f"a stopped server, and the answer is {answer.status_code}")
+    must(answer.status_code == expected, f"{answer.status_code} where {expected} is to be")
     return time.monotonic() - began
 
 

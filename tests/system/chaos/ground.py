@@ -46,6 +46,7 @@ from tests.system.chaos.tally import Tally
 from tests.system.processes import free_port
 
 SETTLE_S = 90.0
+EXIT_AGAIN = 1  # of a worker that is to be started again
 EXIT_STATE = 3  # of a worker that must not go on learning
 
 # Small, so that a life of many deaths fits into seconds.
@@ -266,6 +267,7 @@ class Ground:
         self.mutations: list[str] = []
         self.conditions: list[str] = []
         self.next_death: Callable[[], tuple[str, int] | None] = lambda: None
+        self.kinds = ""  # of the log's entries, in their order
         self.notes: list[str] = []  # printed with the verdict
         self.ends: list[Callable[[], object]] = []
         directory.mkdir(parents=True, exist_ok=True)
@@ -386,8 +388,11 @@ class Ground:
             self.start_server()
         if self.worker is not None and self.worker.code is not None:
             code = self.worker.code
-            must(code == -signal.SIGKILL, f"the worker ended with {code}: {last_line(self.worker)}")
-            self.tally.add("worker_kills")
+            must(
+                code in {-signal.SIGKILL, EXIT_AGAIN},
+                f"the worker ended with {code}: {last_line(self.worker)}",
+            )
+            self.tally.add("worker_kills" if code != EXIT_AGAIN else "worker_exits")
             self.start_worker(self.next_death())
 
     def stop_worker(self) -> None:
@@ -395,6 +400,12 @@ class Ground:
         assert self.worker is not None
         code = self.worker.stop()
         must(code == 0, f"the worker ended with {code} when it was asked to: {self.worker.said()}")
+        self.worker = None
+
+    def end_worker(self) -> None:
+        """Kill the worker, and start no other."""
+        assert self.worker is not None
+        self.worker.kill()
         self.worker = None
 
     def begin_anew(self, name: str) -> None:
@@ -548,6 +559,7 @@ class Ground:
         self.tally.add("double", len(found.double))
         self.tally.add("different", len(found.different))
         kinds = [entry.kind for entry in entries]
+        self.kinds = " ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(kinds))
         self.tally.add("entries", len(kinds))
         self.tally.add("cut_entries", kinds.count("cut"))
         self.tally.add("adapter_entries", kinds.count("adapter"))
@@ -561,7 +573,7 @@ class Ground:
         """Come to rest; fail with what the checker finds."""
         self.settle()
         found = self.findings()
-        must(not found, str(found))
+        must(not found, f"{found} (log {self.namespace}: {self.kinds})")
         must(not self.ledger.violations, "; ".join(self.ledger.violations[:3]))
 
     def close(self) -> None:
