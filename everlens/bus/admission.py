@@ -186,8 +186,8 @@ class Admission:
                 raise LearningPaused(f"learning is paused: {text(answer[1])}")
             case "BEHIND":
                 raise LogBehind(
-                    f"the log ends at entry {text(answer[1])}, but {self.witness.read().seq} were "
-                    "acknowledged: accepted samples were lost; restore the newest copy of the "
+                    f"the log admitted up to entry {text(answer[1])}, but {self.witness.read().seq} "
+                    "was acknowledged: accepted samples were lost; restore the newest copy of the "
                     "log, or give them up with `everlens reconcile`"
                 )
         raise_for(answer)

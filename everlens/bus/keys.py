@@ -3,7 +3,7 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 
 | key        | type   | holds                                                     | lives            |
 |------------|--------|-----------------------------------------------------------|------------------|
-| meta       | hash   | epoch, seq, done, kept, bytes, fence, paused, pin         | for ever         |
+| meta       | hash   | epoch, seq, admitted, done, kept, bytes, fence, paused, pin | for ever       |
 | log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
 | ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
 | id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |

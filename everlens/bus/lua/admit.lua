@@ -10,10 +10,11 @@ local meta, log, ids, id_order, labels, waiting = KEYS[1], KEYS[2], KEYS[3], KEY
 local HEADER, FIELDS = 6, 7
 local samples_max, bytes_max = tonumber(ARGV[3]), tonumber(ARGV[4])
 local classes_max, share = tonumber(ARGV[5]), tonumber(ARGV[6])
-local state = redis.call('HMGET', meta, 'epoch', 'seq', 'done', 'bytes', 'paused')
+local state = redis.call('HMGET', meta, 'epoch', 'seq', 'done', 'bytes', 'paused', 'admitted')
 if state[1] ~= ARGV[1] then return {'EPOCH', state[1] or ''} end
--- A witness beside the log remembers what was acknowledged; a log that ends before it lost entries.
-if tonumber(state[2]) < tonumber(ARGV[2]) then return {'BEHIND', state[2]} end
+-- A witness beside the log remembers what was acknowledged; a log that admitted less lost entries.
+-- Not `seq`: the learner's own entry may have taken the number of one that is lost.
+if tonumber(state[6]) < tonumber(ARGV[2]) then return {'BEHIND', state[6]} end
 
 local function field(i, k) return ARGV[HEADER + FIELDS * (i - 1) + k] end
 
@@ -78,6 +79,6 @@ for label in pairs(new_labels) do redis.call('SADD', labels, label) end
 for tenant, more in pairs(added_of) do
   if tenant ~= '' then redis.call('HINCRBY', waiting, tenant, more) end
 end
-redis.call('HSET', meta, 'seq', string.format('%d', seq))
+redis.call('HSET', meta, 'seq', string.format('%d', seq), 'admitted', string.format('%d', seq))
 redis.call('HINCRBY', meta, 'bytes', added_bytes)
 return {'OK', receipts}

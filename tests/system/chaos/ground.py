@@ -595,6 +595,7 @@ local entry = string.format('%d-0', seq)
 redis.call('XADD', KEYS[2], entry, 'kind', 'sample', 'payload', ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[1], string.format('%d:%s', seq, ARGV[2]))
 redis.call('XADD', KEYS[4], entry, 'id', ARGV[1])
+redis.call('HSET', KEYS[1], 'admitted', seq)
 redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[3])
 return seq
 """

@@ -323,6 +323,21 @@ def test_exchanged_log_takes_nothing(ask, stream: Stream, client: redis.Redis) -
         ask(exchanged)
 
 
+def test_lost_sample_is_missed_though_its_number_was_given_again(ask, stream, client) -> None:
+    """What was acknowledged must have been admitted; an entry of the learner is no such thing."""
+
+    async def lost(admission: Admission) -> None:
+        await admission.admit([sample("a"), sample("b")])
+        client.hset(stream.keys.meta, mapping={"seq": 1, "admitted": 1})  # a tail that was cut
+        client.hdel(stream.keys.ids, "b")
+        client.delete(stream.keys.log)
+        assert stream.append_control(EntryKind.CUT, 1)
+        await admission.admit([sample("c")])
+
+    with pytest.raises(LogBehind, match=r"up to entry 1, but 2 was acknowledged"):
+        ask(lost)
+
+
 # The stream
 
 
