@@ -20,11 +20,12 @@ import logging
 import math
 import signal
 import sys
+import time
 from threading import Event
 
 from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
-from everlens.bus.stream import Stream
+from everlens.bus.stream import LEASE_MS, Stream
 from everlens.errors import (
     BusError,
     DamagedState,
@@ -137,11 +138,32 @@ def make_loop(settings: Settings) -> Loop:
         backbone,
         learner_config(settings, backbone),
         pace(settings),
-        stream=Stream(connect(settings.redis_url), Keys(settings.namespace)),
+        stream=log_of(settings),
         state=generations.open(),
         generations=generations,
         numerics=fingerprint_of_numerics(settings.worker_threads),
     )
+
+
+def log_of(settings: Settings) -> Stream:
+    """Return the learner's side of the log."""
+    return Stream(connect(settings.redis_url), Keys(settings.namespace))
+
+
+def refuse_samples(stream: Stream, reason: str, holder: str, stopping: Event) -> None:
+    """
+    Let the service take no more samples, since nobody learns them; it gives the reason.
+
+    The lease of a predecessor outlives it by half a minute and is waited for. A learner that is at
+    work renews its own, and is left alone.
+    """
+    until = time.monotonic() + 1.1 * LEASE_MS / 1000
+    while time.monotonic() < until:
+        with contextlib.suppress(BusError):
+            if stream.pause(reason, holder):
+                return
+        if stopping.wait(0.5):
+            return
 
 
 def main() -> int:
@@ -194,7 +216,11 @@ def _learn(settings: Settings) -> int:
     except (SettingsError, ModelError) as error:
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)
         return EXIT_SETTINGS
-    except StateError as error:
+    except DamagedState as error:
+        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        refuse_samples(log_of(settings), str(error), "", stopping)
+        return EXIT_STATE
+    except StateError as error:  # another learner is at work on it
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)
@@ -206,8 +232,7 @@ def _learn(settings: Settings) -> int:
     except (StateError, OtherLog, Fenced, Diverged, ServerError, PartError) as error:
         print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
         if not isinstance(error, Fenced):
-            with contextlib.suppress(BusError):
-                loop.pause(str(error))
+            refuse_samples(loop.stream, str(error), loop.holder, stopping)
         return EXIT_STATE
     loop.close()
     return 0

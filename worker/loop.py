@@ -160,9 +160,10 @@ class Loop:
         self.generations.close()
         self.state.close()
 
-    def pause(self, reason: str) -> None:
-        """Refuse new samples with this reason, unless another learner is at work on the log."""
-        self.stream.pause(reason, self._saved.holder if self._saved is not None else "")
+    @property
+    def holder(self) -> str:
+        """The name under which this state holds the lease; empty without a state."""
+        return self._saved.holder if self._saved is not None else ""
 
     def _epoch_of(self, saved: Progress | None) -> str:
         """Return the epoch to learn from; the log must be the one that the state came from."""

@@ -218,11 +218,12 @@ class Stream:
                 args=[word for name, value in fields.items() for word in (name, json.dumps(value))],
             )
 
-    def pause(self, reason: str, holder: str) -> None:
+    def pause(self, reason: str, holder: str) -> bool:
         """
         Refuse new samples from now on, with this reason; an empty one accepts them again.
 
-        Does nothing while another than `holder` holds the lease: it is at work.
+        Does nothing and returns False while another than `holder` holds the lease: it is at work.
         """
         with reaching_the_log():
-            self._pause(keys=[self.keys.meta, self.keys.lease], args=[holder, reason])
+            answer = self._pause(keys=[self.keys.meta, self.keys.lease], args=[holder, reason])
+        return text(answer[0]) != "HELD"

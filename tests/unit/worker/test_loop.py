@@ -386,7 +386,7 @@ def test_learner_without_a_state_does_not_pause_another(bench: Bench) -> None:
     with pytest.raises(StateError):
         run_to(stranger, 8)
 
-    stranger.pause("I have no state")
+    assert not stranger.stream.pause("I have no state", stranger.holder)
     assert b"" == bench.client.hget(bench.keys.meta, "paused")
 
 
