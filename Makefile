@@ -2,6 +2,7 @@
 #
 #   make up      install what is missing, then start everlens (Ctrl-C stops it)
 #   make test    the checks, then all tests; needs no network once .venv is there
+#   make chaos   kill, cut, stop and damage everything, and check what is left
 #   make fuzz    twenty minutes of requests that nobody thought of (MINUTES=20)
 #
 # Every file that pip fetches is held to its SHA-256 in requirements.lock, but for PyTorch's own:
@@ -24,7 +25,7 @@ MINUTES ?= 20
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test fuzz check format lock audit clean distclean
+.PHONY: help up env dev test chaos fuzz check format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ dev: $(DEV) ## only install what running and testing needs
 
 test: check ## run the checks, then all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--only F7")
+	@$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)
 
 fuzz: $(DEV) ## ask a fresh everlens MINUTES=20 long what its description allows and forbids
 	@$(BIN)/python -m tests.fuzz $(MINUTES)

@@ -56,7 +56,14 @@ CONDITIONS = (
     "worker_kills",
     "wrong_logs_noticed",
 )
-CONDITIONS_OF_ALL = ("service_kills", "service_stops", "worker_stops")
+CONDITIONS_OF_ALL = (
+    "activations",
+    "service_kills",
+    "service_stops",
+    "set_aside",
+    "states_damaged",
+    "worker_stops",
+)
 
 
 def main() -> int:

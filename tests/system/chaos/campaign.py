@@ -184,7 +184,8 @@ class Campaign:
             "double": counts["double"],
             "identical": counts["different"] == 0,
             "classify_success": round(counts["asked_right"] / asked, 6) if asked else None,
-            "mutations_caught": f"{counts['mutations_caught']}/{len(MUTATIONS)}",
+            "mutations_caught": counts["mutations_caught"],
+            "mutations": len(MUTATIONS),
         }
 
     def report(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from everlens.wire import encode_sample
-from tests.system.chaos.campaign import case
+from tests.system.chaos.campaign import add, case
 from tests.system.chaos.forked import Forked
 from tests.system.chaos.ground import (
     EXIT_AGAIN,
@@ -101,19 +101,14 @@ def state_disk_full(ground: Ground) -> None:
     ground.verify()
 
 
-def damaged_state(ground: Ground, damage: str) -> None:
-    """Damage the state file; it must be noticed, or mended to the same bits."""
+def damaged_state(ground: Ground, damage: str, *, copies: bool = False) -> None:
+    """Damage the state file; it must be noticed or mended, and be mended where there are copies."""
+    ground.conditions = ["short-lease"]
+    ground.settings["copy_every_batches"] = "2" if copies else "1000"
     ground.start_all()
-    ground.teach(10)
+    ground.teach(20 if copies else 10)
     ground.stop_worker()
-    content = bytearray(ground.state_path.read_bytes())
-    if damage == "bytes":
-        place = ground.rng.randrange(len(content) - 64)
-        content[place : place + 64] = ground.rng.randbytes(64)
-    ground.state_path.write_bytes(
-        {"bytes": bytes(content), "half": bytes(content[: len(content) // 2]), "empty": b""}[damage]
-    )
-    ground.tally.add("states_damaged")
+    damage_file(ground, damage)
     head = ground.client.get(ground.keys.head)
     for _ in range(3):  # a worker that is to be started again falls back to a copy
         worker = ground.start_worker()
@@ -124,12 +119,24 @@ def damaged_state(ground: Ground, damage: str) -> None:
         ground.tally.add("damage_mended")
         ground.verify()
         return
+    must(not copies, f"there are copies, and the worker ended: {last_line(worker)}")
     must(worker.code == EXIT_STATE, f"ended with {worker.code}: {worker.said()[-600:]}")
     must(ground.client.get(ground.keys.head) == head, "the head moved")
     must(ground.ask().status_code == 200, "questions are not answered")
     answer = ground.post("new")
     must(answer.status_code == 503, f"a sample is taken ({answer.status_code}), and nobody learns")
     ground.tally.add("damage_noticed")
+
+
+def damage_file(ground: Ground, damage: str) -> None:
+    """Write random bytes into the state file, cut it in half, or empty it."""
+    content = bytearray(ground.state_path.read_bytes())
+    place = ground.rng.randrange(len(content) - 64)
+    if damage == "bytes":
+        content[place : place + 64] = ground.rng.randbytes(64)
+    size = {"bytes": len(content), "half": len(content) // 2, "empty": 0}[damage]
+    ground.state_path.write_bytes(bytes(content[:size]))
+    ground.tally.add("states_damaged")
 
 
 def _ended_or_went_on(ground: Ground, worker: Forked) -> bool:
@@ -157,6 +164,16 @@ def state_cut_in_half(ground: Ground) -> None:
 def state_emptied(ground: Ground) -> None:
     """An empty state over a log that was learnt is noticed or mended."""
     damaged_state(ground, "empty")
+
+
+for _damage in ("bytes", "half", "empty"):
+    add(
+        f"copied-state-damaged-{_damage}",
+        partial(damaged_state, damage=_damage, copies=True),
+        holds=f"A damaged state ({_damage}) with copies goes on from one, to the same bits.",
+        fault="F25",
+        needs=["damage_mended"],
+    )
 
 
 def poisoned(payload: bytes) -> dict[str, bytes]:

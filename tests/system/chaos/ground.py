@@ -563,6 +563,7 @@ class Ground:
         self.tally.add("entries", len(kinds))
         self.tally.add("cut_entries", kinds.count("cut"))
         self.tally.add("adapter_entries", kinds.count("adapter"))
+        self.tally.add("set_aside", len(state.aside))
         self.tally.add("dead_letters", len(state.dead))
         self.tally.add("versions", head.version if head else 0)
         for name in ("unknown", "settled", "refused"):

@@ -7,12 +7,15 @@ import signal
 import time
 from collections.abc import Callable
 
+import httpx
+
 from tests.system.chaos.campaign import case
+from tests.system.chaos.faults_worker import damage_file
 from tests.system.chaos.ground import Ground, until
 from tests.system.chaos.points import POINTS
 from tests.system.chaos.proxy import MODES, Proxy
 
-ACTIONS = 28
+ACTIONS = 30
 _PAUSE_S = 0.35  # at most, between two actions
 
 
@@ -63,6 +66,25 @@ def break_exchange(ground: Ground, proxy: Proxy) -> None:
     proxy.arm(ground.rng.choice(MODES), ground.rng.choice((b"EVALSHA", b"")))
 
 
+def damage_state(ground: Ground, proxy: Proxy) -> None:
+    copies = [ground.state_path.with_suffix(f".{k}.db") for k in (1, 2)]
+    if not all(copy.exists() for copy in copies):
+        return
+    assert ground.worker is not None
+    ground.worker.kill()
+    damage_file(ground, "bytes")
+    ground.tend()
+
+
+def activate(ground: Ground, proxy: Proxy) -> None:
+    versions = ground.get("/versions?limit=5").get("versions", [])
+    if not versions:
+        return
+    version = ground.rng.choice(versions)["version"]
+    answer = httpx.post(f"{ground.url}/versions/{version}/activate", timeout=20)
+    ground.tally.add("activations", int(answer.status_code == 202))
+
+
 _WEIGHTED: dict[Callable[[Ground, Proxy], None], int] = {
     kill_worker: 10,
     kill_server: 4,
@@ -71,6 +93,8 @@ _WEIGHTED: dict[Callable[[Ground, Proxy], None], int] = {
     stop_server: 2,
     stop_service: 1,
     break_exchange: 10,
+    damage_state: 2,
+    activate: 1,
 }
 
 
@@ -82,7 +106,7 @@ def random_death(rng: random.Random) -> tuple[str, int] | None:
 @case(needs=["worker_kills", "posts_unknown"])
 def random_chaos(ground: Ground) -> None:
     """Whatever is killed, stopped and cut by chance: nothing lost, nothing double, same bits."""
-    ground.settings["adapter_every_batches"] = "5"
+    ground.settings |= {"adapter_every_batches": "5", "copy_every_batches": "6"}
     proxy = ground.use_proxy()
     ground.start_all()
     ground.next_death = lambda: random_death(ground.rng)

@@ -43,10 +43,11 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """The committed state: a digest of each table, and which entries are learnt or dead."""
+    """The committed state: a digest of each table, and what became of which entry."""
 
     tables: dict[str, str]
     learnt: list[int]
+    aside: list[int]  # learnt once, and given up by an activation
     dead: dict[int, str]
     cursor: int
     adapter_waits: bool
@@ -161,11 +162,16 @@ def _learnt(db: sqlite3.Connection) -> Learnt | None:
     names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return Learnt(
         tables={name: _digest_of_table(db, name) for name in names},
-        learnt=[seq for (seq,) in db.execute("SELECT seq FROM samples ORDER BY seq")],
+        learnt=_numbers(db, "samples"),
+        aside=_numbers(db, "aside"),
         dead=dict(db.execute("SELECT seq, reason FROM dead")),
         cursor=progress["cursor"],
         adapter_waits=progress["adapter_moved"] or progress["untuned"],
     )
+
+
+def _numbers(db: sqlite3.Connection, name: str) -> list[int]:
+    return [seq for (seq,) in db.execute(f"SELECT seq FROM {name} ORDER BY seq")]
 
 
 def _digest_of_table(db: sqlite3.Connection, name: str) -> str:
@@ -236,11 +242,14 @@ def check(
         elif seqs != set(places[name]):
             findings.different.append(f"{name} acknowledged as {sorted(seqs)}, is {places[name]}")
     findings.double += [f"{name} logged at {at}" for name, at in places.items() if len(at) > 1]
-    done = Counter([*state.learnt, *state.dead])
+    done = Counter([*state.learnt, *state.aside, *state.dead])
     samples = {e.seq for e in entries if e.kind == "sample" and (complete or e.seq <= state.cursor)}
-    findings.double += [f"{seq} learnt and dead" for seq, times in done.items() if times > 1]
+    findings.double += [f"{seq} of two fates" for seq, times in done.items() if times > 1]
     findings.lost += [f"{seq} neither learnt nor dead" for seq in sorted(samples - set(done))]
-    findings.different += [f"{seq} learnt, never logged" for seq in sorted(set(done) - samples)]
+    # A request to activate may be dead too, but nothing else is a sample's fate.
+    requests = {entry.seq for entry in entries if entry.kind == "activate"} & set(state.dead)
+    strangers = sorted(set(done) - samples - requests)
+    findings.different += [f"{seq} learnt, and no sample" for seq in strangers]
     return findings
 
 

@@ -1,0 +1,57 @@
+"""The fast subset of the chaos campaign, and that its checker shares nothing with the system."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.system.chaos.mutants import SCENARIOS
+from tests.system.chaos.mutations import MUTATIONS
+from tests.system.processes import ROOT, clean_environment
+
+SYSTEM = {"everlens", "service", "worker", "tests"}
+
+
+def test_checker_shares_no_code_with_the_system() -> None:
+    """What judges the system would not see a mistake that it makes itself."""
+    source = (ROOT / "tests/system/chaos/truth.py").read_text(encoding="utf-8")
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add((node.module or "").partition(".")[0])
+
+    assert imported
+    assert not imported & SYSTEM
+
+
+def test_every_mutation_has_a_scenario() -> None:
+    """A broken rule that nobody runs proves nothing."""
+    assert set(SCENARIOS) == set(MUTATIONS)
+
+
+@pytest.mark.system
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and asks prctl")
+def test_fast_campaign() -> None:
+    """No case fails, nothing acknowledged is lost or doubled, and every mutation is caught."""
+    campaign = subprocess.run(
+        [sys.executable, "-m", "tests.system.chaos", "--fast", "--seeds", "3", "--jobs", "3"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert campaign.returncode == 0, campaign.stderr
+    summary = json.loads(campaign.stdout.splitlines()[-1])
+    assert (0, 0, True) == (summary["lost"], summary["double"], summary["identical"])
+    assert summary["mutations_caught"] == len(MUTATIONS)
+    assert summary["classify_success"] >= 0.999
