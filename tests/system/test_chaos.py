@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from tests.system.chaos.cases import CASES
 from tests.system.chaos.mutants import SCENARIOS
 from tests.system.chaos.mutations import MUTATIONS
+from tests.system.chaos.page import FAULTS
 from tests.system.processes import ROOT, clean_environment
 
 SYSTEM = {"everlens", "service", "worker", "tests"}
@@ -34,6 +36,16 @@ def test_checker_shares_no_code_with_the_system() -> None:
 def test_every_mutation_has_a_scenario() -> None:
     """A broken rule that nobody runs proves nothing."""
     assert set(SCENARIOS) == set(MUTATIONS)
+
+
+def test_every_fault_has_a_case_and_every_case_a_verdict() -> None:
+    """The page names all faults and all cases of a whole campaign, and none that failed."""
+    cases = [case for case in CASES.values() if case.when != "fast"]
+    said = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+
+    assert {case.fault for case in CASES.values() if case.fault} == set(FAULTS)
+    assert not [case.name for case in cases if f"| `{case.name}` |" not in said]
+    assert "FAILED" not in said
 
 
 @pytest.mark.system

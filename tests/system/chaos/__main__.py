@@ -14,19 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-# Importing them registers their cases.
-from tests.system.chaos import (  # noqa: F401
-    directed,
-    faults_log,
-    faults_server,
-    faults_service,
-    faults_worker,
-    lasting,
-    mutants,
-    random_runs,
-    soak,
-)
-from tests.system.chaos.campaign import CASES, Campaign, Case
+from tests.system.chaos.campaign import Campaign, Case
+from tests.system.chaos.cases import CASES
+from tests.system.chaos.page import page
 
 RANDOM = "random"
 
@@ -84,8 +74,9 @@ def main() -> int:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.report:
         campaign.report(options.report)
-    if options.table:
-        options.table.write_text(campaign.table(), encoding="utf-8")
+    if options.page:
+        made = page(campaign.verdicts, campaign.summary(), campaign.tally.all())
+        options.page.write_text(made, encoding="utf-8")
     seconds = round(time.monotonic() - began, 1)
     print(json.dumps(campaign.summary() | {"seconds": seconds}), flush=True)
     return 1 if failures or not campaign.verdicts else 0
@@ -114,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=60, help="begin no case after so many")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--report", type=Path, help="write all verdicts to this file, as JSON")
-    parser.add_argument("--table", type=Path, help="write the verdicts as a table, for the docs")
+    parser.add_argument("--page", type=Path, help="write the verdicts as a page of the docs")
     parser.add_argument("--list", action="store_true", help="only name the cases")
     return parser
 

@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -196,32 +195,6 @@ class Campaign:
             "cases": [asdict(verdict) for verdict in self.verdicts],
         }
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-    def table(self) -> str:
-        """Return the verdicts as the Markdown table of the docs, faults first."""
-        found: dict[tuple[str, str, str], list[str]] = {}
-        for verdict in self.verdicts:
-            row = (verdict.fault, verdict.name, verdict.holds)
-            found.setdefault(row, []).append(verdict.verdict)
-        rows = [
-            f"| {fault} | `{name}` | {holds} | {_together(verdicts)} |"
-            for (fault, name, holds), verdicts in sorted(found.items(), key=_by_fault)
-        ]
-        return "\n".join(
-            ["| fault | case | what holds | verdict |", "|---|---|---|---|", *rows, ""]
-        )
-
-
-def _by_fault(row: tuple[tuple[str, str, str], object]) -> tuple[int, str]:
-    (fault, name, _), _ = row
-    return (int(fault[1:]) if fault else 1_000, name)
-
-
-def _together(verdicts: list[str]) -> str:
-    counts = Counter(verdicts)
-    if len(verdicts) == 1 or len(counts) > 1:
-        return ", ".join(f"{v}" if n == 1 else f"{v} {n} times" for v, n in counts.items())
-    return f"{verdicts[0]} ({len(verdicts)} seeds)"
 
 
 def _where() -> Path:

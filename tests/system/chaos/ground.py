@@ -173,10 +173,13 @@ class Quiet:
         worker = self.zygote.fork("worker", environment, directory / "worker.log", **how)
         path = directory / "state" / "learner.db"
         last = entries[-1].seq if entries else 0
+
+        def at_rest() -> bool:
+            must(worker.code is None, f"the worker ended with {worker.code}: {last_line(worker)}")
+            return settled(client, namespace, progress_of(path), last)
+
         try:
-            until(
-                lambda: settled(client, namespace, path, last, worker), "the undisturbed run", 300
-            )
+            until(at_rest, "the undisturbed run", 300)
             state = truth.learnt(path)
             assert state is not None
             return Outcome(state, truth.published(client, namespace))
@@ -205,15 +208,10 @@ def write_log(client: redis.Redis, namespace: str, entries: list[truth.Logged]) 
 
 
 def settled(
-    client: redis.Redis, namespace: str, path: Path, last: int, worker: Forked | None
+    client: redis.Redis, namespace: str, progress: dict[str, Any] | None, last: int
 ) -> bool:
     """Return whether all up to entry `last` is learnt, tuned, published and trimmed."""
-    if worker is not None and worker.code is not None:
-        raise Broken(f"the worker ended with {worker.code}: {last_line(worker)}")
-    progress = progress_of(path)
-    if progress is None or progress["cursor"] < last:
-        return False
-    if progress["untuned"] or (progress["adapter_moved"] and not last):
+    if progress is None or progress["cursor"] < last or progress["untuned"]:
         return False
     keys = Keys(namespace)
     head: Any = client.get(keys.head)
@@ -541,7 +539,7 @@ class Ground:
             progress = progress_of(self.state_path)
             if progress is None or progress["adapter_moved"] or progress["cursor"] != int(last):
                 return False
-            return settled(self.client, self.namespace, self.state_path, int(last), None)
+            return settled(self.client, self.namespace, progress, int(last))
         return False
 
     def findings(self, **how: Any) -> truth.Findings:
