@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 from functools import partial
 
+from everlens.records import Activation, EntryKind
+from everlens.wire import encode_activation
 from tests.system.chaos.campaign import add
 from tests.system.chaos.ground import Ground, must, samples, until
 from tests.system.chaos.points import POINTS
 
-# Two full batches, one that is cut by its age, and the adapter of an idle learner.
+# A full batch, back to the beginning, a full batch, one that is cut by its age, and the adapter of
+# an idle learner; a copy of the state after each.
 SAMPLES = 10
 _PASSAGES_MAX = 40
 _FAST_PASSAGES = 2
@@ -25,11 +28,15 @@ _FAULTS = {
 
 def dies_everywhere(ground: Ground, point: str, passages: int = _PASSAGES_MAX) -> None:
     """Die at the n-th passage, n rising until the worker comes to rest without passing."""
+    ground.settings["copy_every_batches"] = "1"
     ground.server.start()
     for passage in range(1, passages + 1):
         ground.begin_anew(f"{point.replace(':', '-')}-{passage}")
         ground.create_log()
-        ground.admit(samples(SAMPLES))
+        ground.admit(samples(SAMPLES)[:4])
+        back = {"back": encode_activation(Activation(0, 0, b""))}
+        ground.inject(back, kind=EntryKind.ACTIVATE.value)
+        ground.admit(samples(SAMPLES)[4:])
         ground.start_worker((point, passage))
         died = dies(ground)
         ground.verify()

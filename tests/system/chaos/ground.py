@@ -495,16 +495,18 @@ class Ground:
         """Put samples into the log, all at once."""
         self.inject({sample.id: encode_sample(sample) for sample in samples})
 
-    def inject(self, payloads: Mapping[str, bytes]) -> None:
+    def inject(self, payloads: Mapping[str, bytes], kind: str = "sample") -> None:
         """Put payloads of any bytes into the log, by id, as admission would have."""
         inject = self.client.register_script(_INJECT)
         keys = self.keys
         for name, payload in payloads.items():
             digest = hashlib.sha256(payload).hexdigest()
             seq: Any = inject(
-                keys=[keys.meta, keys.log, keys.ids, keys.id_order], args=[name, digest, payload]
+                keys=[keys.meta, keys.log, keys.ids, keys.id_order],
+                args=[name, digest, payload, kind],
             )
-            self.ledger.note(name, "ok", int(seq))
+            if kind == "sample":
+                self.ledger.note(name, "ok", int(seq))
 
     def create_log(self) -> None:
         """Begin the log, as the first start of a worker does."""
@@ -591,7 +593,7 @@ class Ground:
 _INJECT = """#!lua
 local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 local entry = string.format('%d-0', seq)
-redis.call('XADD', KEYS[2], entry, 'kind', 'sample', 'payload', ARGV[3])
+redis.call('XADD', KEYS[2], entry, 'kind', ARGV[4], 'payload', ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[1], string.format('%d:%s', seq, ARGV[2]))
 redis.call('XADD', KEYS[4], entry, 'id', ARGV[1])
 redis.call('HSET', KEYS[1], 'admitted', seq)
@@ -599,7 +601,7 @@ redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[3])
 return seq
 """
 
-_OF_SERVICE = ("no-idempotency-record", "unknown-is-accepted")
+_OF_SERVICE = ("no-idempotency-record", "no-witness", "unknown-is-accepted")
 
 
 def samples(count: int, prefix: str = "s") -> list[Sample]:

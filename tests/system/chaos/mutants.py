@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.system.chaos.campaign import add
-from tests.system.chaos.faults_worker import stopped_learner_is_replaced
+from tests.system.chaos.faults_log import tail_of_the_log_cut
+from tests.system.chaos.faults_worker import damaged_state, stopped_learner_is_replaced
 from tests.system.chaos.ground import Broken, Ground, must, samples, until
 
 
@@ -54,9 +55,10 @@ SCENARIOS: dict[str, Callable[[Ground], None]] = {
     "timing-cuts-batches": slow_client,
     "cursor-before-learning": partial(dies_at, point="after:observe"),
     "trim-before-commit": partial(dies_at, point="after:observe"),
-    "publish-before-commit": partial(dies_at, point="after:publish"),
     "randomness-of-the-process": partial(dies_at, point="after:commit"),
     "no-fence": stopped_learner_is_replaced,
+    "copies-are-not-kept-for": partial(damaged_state, damage="half", copies=True),
+    "no-witness": tail_of_the_log_cut,
     "no-idempotency-record": partial(lost_exchange, mode="drop-reply"),
     "unknown-is-accepted": partial(lost_exchange, mode="cut-request"),
 }

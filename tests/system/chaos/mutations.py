@@ -6,8 +6,7 @@ A campaign that does not fail with one of these proves nothing without it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ import worker.loop
 from everlens.bus.admission import Admission
 from everlens.bus.scripts import script
 from everlens.bus.stream import Stream
+from everlens.bus.witness import Witness
 from everlens.errors import LogUnavailable
 from everlens.records import Entry, EntryKind, Receipt
 from worker.batch import Batch
@@ -95,26 +95,14 @@ def trim_before_commit() -> None:
 
 
 @mutation("worker")
-def publish_before_commit() -> None:
-    """A version goes out before the state that made it is on disk."""
-    observe, publish = Loop._observe, Loop._publish_soon
+def copies_are_not_kept_for() -> None:
+    """The log is freed as far as it is learnt, though a copy of the state is older."""
+    trim = Stream.trim
 
-    def uncommitted(loop: Loop, batch: Batch) -> None:
-        @contextlib.contextmanager
-        def begun() -> Iterator[None]:
-            loop.state.db.execute("BEGIN IMMEDIATE")
-            yield
+    def whole(stream: Stream, done: int, _: int, id_window: int) -> None:
+        trim(stream, done, done, id_window)
 
-        replace(loop.state, "transaction", begun)
-        observe(loop, batch)
-        del loop.state.transaction
-
-    def commit_after(loop: Loop) -> None:
-        publish(loop)
-        loop.state.db.execute("COMMIT")
-
-    replace(Loop, "_observe", uncommitted)
-    replace(Loop, "_publish_soon", commit_after)
+    replace(Stream, "trim", whole)
 
 
 @mutation("worker")
@@ -160,6 +148,12 @@ def unknown_is_accepted() -> None:
             return [Receipt(sample.id, 1, repeated=False) for sample in samples]
 
     replace(Admission, "admit", hopeful)
+
+
+@mutation("service")
+def no_witness() -> None:
+    """Nothing beside the log remembers what was acknowledged."""
+    replace(Witness, "note", lambda *_: None)
 
 
 def _without(words: str, text: str) -> str:

@@ -32,7 +32,7 @@ import worker.__main__
 from everlens.model import backbone as backbones
 from tests.system.chaos.conditions import CONDITIONS
 from tests.system.chaos.mutations import MUTATIONS, replace
-from tests.system.chaos.points import arm
+from tests.system.chaos.victim import arm
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 

@@ -1,0 +1,93 @@
+"""
+How a victim dies, or stops, at the n-th passage of a named point (see `points`).
+
+The worker's own functions are wrapped in the forked child, never in their files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from everlens.bus.stream import Stream
+from everlens.bus.versions import Publisher
+from worker.commit import StateFile
+from worker.generations import Generations
+from worker.learn.learner import Learner
+from worker.loop import Loop
+
+_FUNCTIONS: dict[str, tuple[type, str]] = {
+    "create": (Stream, "create"),
+    "restore": (StateFile, "restore"),
+    "hold": (Stream, "hold"),
+    "resume": (Loop, "_resume"),
+    "read": (Stream, "read"),
+    "control": (Stream, "append_control"),
+    "observe": (Learner, "observe"),
+    "save-observation": (StateFile, "save_observation"),
+    "commit": (StateFile, "transaction"),
+    "store": (Publisher, "store"),
+    "publish": (Publisher, "publish"),
+    "collect": (Publisher, "collect"),
+    "trim": (Stream, "trim"),
+    "report": (Stream, "report"),
+    "tune": (Learner, "tune"),
+    "go-back": (Learner, "go_back"),
+    "save-activation": (StateFile, "save_activation"),
+    "copy": (Generations, "_copy"),
+    "save-tuning": (StateFile, "save_tuning"),
+}
+
+
+def arm(at: tuple[str, int] | None, number: signal.Signals) -> None:
+    """Let this process send itself a signal at the n-th passage of a point, (name, n)."""
+    if at is None:
+        return
+    point, passage = at
+    side, _, name = point.partition(":")
+    owner, method = _FUNCTIONS[name]
+    passed = _Countdown(passage, number)
+    original = getattr(owner, method)
+    wrap = _transaction if name == "commit" else _call
+    setattr(owner, method, wrap(original, side, passed))
+
+
+class _Countdown:
+    def __init__(self, passage: int, number: signal.Signals) -> None:
+        self.left = passage
+        self.number = number
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def _call(original: Callable[..., Any], side: str, passed: _Countdown) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if side == "before":
+            passed()
+        result = original(*args, **kwargs)
+        if side == "after":
+            passed()
+        return result
+
+    return call
+
+
+def _transaction(original: Callable[..., Any], side: str, passed: _Countdown) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def transaction(*args: Any) -> Iterator[None]:
+        with original(*args):
+            yield
+            if side == "inside":
+                passed()
+        if side == "after":
+            passed()
+
+    return transaction
