@@ -15,7 +15,7 @@ from tests.system.chaos.points import POINTS
 # an idle learner; a copy of the state after each.
 SAMPLES = 10
 _PASSAGES_MAX = 40
-_FAST_PASSAGES = 2
+_FAST_PASSAGES = 1
 
 _FAULTS = {
     "after:observe": "F19",
