@@ -2,16 +2,24 @@
  *
  * CHAOS_SYNC_MS       each fsync and fdatasync takes this much longer
  * CHAOS_FAIL_FILE     while this file exists, they fail with EIO
+ * CHAOS_DIE_FILE      while this file exists, the process kills itself once they are done
  * CHAOS_CLOCK_FILE    holds seconds that are added to the wall clock
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
+
+static int after(int result) {
+  const char *file = getenv("CHAOS_DIE_FILE");
+  if (file && access(file, F_OK) == 0) kill(getpid(), SIGKILL);
+  return result;
+}
 
 static int meddle(void) {
   const char *ms = getenv("CHAOS_SYNC_MS"), *file = getenv("CHAOS_FAIL_FILE");
@@ -30,13 +38,13 @@ static int meddle(void) {
 int fsync(int fd) {
   static int (*real)(int);
   if (!real) real = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
-  return meddle() ? -1 : real(fd);
+  return meddle() ? -1 : after(real(fd));
 }
 
 int fdatasync(int fd) {
   static int (*real)(int);
   if (!real) real = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
-  return meddle() ? -1 : real(fd);
+  return meddle() ? -1 : after(real(fd));
 }
 
 static long offset_s(void) {

@@ -46,6 +46,30 @@ def reply_dropped(ground: Ground) -> None:
     broken_exchange(ground, "drop-reply", executed=True)
 
 
+@case("F2", needs=["server_kills", "repeats_after_execution"])
+def server_killed_between_disk_and_reply(ground: Ground) -> None:
+    """A server that dies with the sample on its disk and the reply unsent: one entry, its number."""
+    dies = ground.directory / "dies"
+    dying = preload(ground.directory / "disk", die_file=str(dies))
+    ground.server = LogServer(ground.directory / "redis", before=dying)
+    ground.server.start()
+    ground.create_log()
+    ground.start_service()
+    must(ground.post("before").status_code == 202, "a plain sample is not accepted")
+    dies.touch()
+    answer = ground.post("the-one")
+    must(answer.status_code == 503, f"a dead server, and the answer is {answer.status_code}")
+    until(lambda: not ground.server.running, "the server to die", 10)
+    ground.tally.add("server_kills")
+    dies.unlink()
+    ground.server.start()
+    again = ground.post("the-one")
+    must(again.status_code == 200, f"the repeat got {again.status_code}: it was not on the disk")
+    ground.tally.add("repeats_after_execution")
+    ground.start_worker()
+    ground.verify()
+
+
 @case("F3")
 def reply_halved(ground: Ground) -> None:
     """Half a reply is no reply: the connection is dropped, the repeat gives the same number."""
@@ -109,7 +133,11 @@ def server_killed_with_slow_disk(ground: Ground) -> None:
 
 
 def stopped_server(ground: Ground, stopped_s: float) -> None:
-    """Stop the server for a while; answers go on, admission says no in time, nothing is lost."""
+    """
+    Stop the server for a while; answers go on, admission says no in time, nothing is lost.
+
+    In time is 3 s and what an answer takes on this machine, where other cases run beside this one.
+    """
     ground.start_all()
     clients = ground.start_clients(2, 3, pause_s=0.1)
     ground.wait(1.0)
