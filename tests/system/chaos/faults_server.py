@@ -1,4 +1,4 @@
-"""Faults of the server and of the way to it: F1 to F12. See the table in docs/reliability.md."""
+"""Faults of the server and of the way to it: F1 to F12. See the table in docs/faults.md."""
 
 from __future__ import annotations
 
