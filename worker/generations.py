@@ -56,6 +56,10 @@ class Generations:
         self._copier.shutdown()
         os.close(self._lock)
 
+    def let_go(self) -> None:
+        """In a forked child: give up its share of the lock, which would outlive the learner."""
+        os.close(self._lock)
+
     def open(self) -> StateFile:
         """
         Return the live state; where it is damaged, the newest copy in its place.

@@ -380,6 +380,8 @@ class Loop:
         return replace(batch, samples=fit, dead=[*batch.dead, *dead])
 
     def _try(self, samples: Sequence[LabelledPixels]) -> None:
+        """Learn samples in a child, where all of it is thrown away."""
+        self.generations.let_go()
         self.learner.observe(samples, self.snapshot)
         self.learner.tune()
 

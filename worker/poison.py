@@ -10,6 +10,7 @@ as well.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ ATTEMPTS = 2
 _TRIES = 2
 
 _LOOK_S = 0.02
+_PDEATHSIG = 1  # of prctl
 
 
 class Attempts:
@@ -113,9 +115,11 @@ def _tried(
     # A fork: the state in memory is what it has to be tried on, and nothing of the child's stays.
     # The learner computes on one thread, which is what makes a fork safe.
     reading, writing = os.pipe()
+    learner = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        _die_with(learner)
         _learn_and_leave(samples, learn, writing)
     os.close(writing)
     status = _waited(child, allowed_s(len(samples)))
@@ -126,6 +130,14 @@ def _tried(
     if os.WIFSIGNALED(status):
         return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
     return None if os.WEXITSTATUS(status) == 0 else said or f"exit {os.WEXITSTATUS(status)}"
+
+
+def _die_with(parent: int) -> None:
+    """A child that hangs must not stay when the learner is killed (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _learn_and_leave(
