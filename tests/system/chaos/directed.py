@@ -28,7 +28,7 @@ _FAULTS = {
 
 def dies_everywhere(ground: Ground, point: str, passages: int = _PASSAGES_MAX) -> None:
     """Die at the n-th passage, n rising until the worker comes to rest without passing."""
-    ground.settings["copy_every_batches"] = "1"
+    ground.settings["copy_every_entries"] = "1"
     ground.server.start()
     for passage in range(1, passages + 1):
         ground.begin_anew(f"{point.replace(':', '-')}-{passage}")

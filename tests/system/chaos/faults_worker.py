@@ -104,7 +104,7 @@ def state_disk_full(ground: Ground) -> None:
 def damaged_state(ground: Ground, damage: str, *, copies: bool = False) -> None:
     """Damage the state file; it must be noticed or mended, and be mended where there are copies."""
     ground.conditions = ["short-lease"]
-    ground.settings["copy_every_batches"] = "2" if copies else "1000"
+    ground.settings["copy_every_entries"] = "8" if copies else "100000"
     ground.start_all()
     ground.teach(20 if copies else 10)
     ground.stop_worker()
@@ -231,6 +231,21 @@ def batch_killed_five_times(ground: Ground) -> None:
     ground.admit(samples(10))
     for _ in range(5):
         worker = ground.start_worker(("after:observe", 1))
+        must(worker.wait(20) == -signal.SIGKILL, f"the worker ended with {worker.code}")
+        ground.tally.add("worker_kills")
+    ground.start_worker()
+    ground.verify()
+    must(ground.tally["dead_letters"] == 0, "a sample was condemned for a kill")
+
+
+@case("F27", needs=["worker_kills"])
+def worker_killed_while_it_tries_aside(ground: Ground) -> None:
+    """A kill while a batch is tried in a child condemns nobody, and keeps no later worker out."""
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(10))
+    for point in ("after:observe", "after:observe", "before:try-aside"):
+        worker = ground.start_worker((point, 1))
         must(worker.wait(20) == -signal.SIGKILL, f"the worker ended with {worker.code}")
         ground.tally.add("worker_kills")
     ground.start_worker()

@@ -122,6 +122,7 @@ def become(request: dict[str, Any], descriptors: tuple[int, ...]) -> NoReturn:
     os.close(log)
     os.close(nothing)
     os.environ.update(request["environment"])
+    sys.argv = [request["role"]]
     if request.get("file_bytes_max"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes_max"],) * 2)
     for name in request.get("conditions", ()):
