@@ -251,3 +251,17 @@ def worker_killed_while_it_tries_aside(ground: Ground) -> None:
     ground.start_worker()
     ground.verify()
     must(ground.tally["dead_letters"] == 0, "a sample was condemned for a kill")
+
+
+@case("F27", needs=["worker_kills"])
+def steps_killed_five_times(ground: Ground) -> None:
+    """The steps on a batch that five workers died over are taken by the sixth, none left out."""
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(10))
+    for _ in range(5):
+        worker = ground.start_worker(("after:tune", 1))
+        must(worker.wait(20) == -signal.SIGKILL, f"the worker ended with {worker.code}")
+        ground.tally.add("worker_kills")
+    ground.start_worker()
+    ground.verify()

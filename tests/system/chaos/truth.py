@@ -76,7 +76,7 @@ class Findings:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{name} {len(found)}: {', '.join(found[:3])}"
+            f"{name} {len(found)}: {', '.join(found[:6])}"
             for name in ("lost", "double", "different")
             if (found := getattr(self, name))
         )
@@ -161,13 +161,19 @@ def _learnt(db: sqlite3.Connection) -> Learnt | None:
     progress = json.loads(head[0])["progress"]
     names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return Learnt(
-        tables={name: _digest_of_table(db, name) for name in names},
+        tables={name: _digest_of_table(db, name) for name in names} | _digests_of_blobs(db),
         learnt=_numbers(db, "samples"),
         aside=_numbers(db, "aside"),
         dead=dict(db.execute("SELECT seq, reason FROM dead")),
         cursor=progress["cursor"],
         adapter_waits=progress["adapter_moved"] or progress["untuned"],
     )
+
+
+def _digests_of_blobs(db: sqlite3.Connection) -> dict[str, str]:
+    """Return a digest of each named blob, so that a difference has a name."""
+    rows = db.execute("SELECT name, content FROM blobs ORDER BY name")
+    return {f"blobs: {name}": hashlib.sha256(content).hexdigest() for name, content in rows}
 
 
 def _numbers(db: sqlite3.Connection, name: str) -> list[int]:
