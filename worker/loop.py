@@ -28,7 +28,7 @@ from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.generations import Generations
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
-from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, sorted_out
+from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, failure_aside, sorted_out
 from worker.publication import (
     adapter_parts,
     evidence_parts,
@@ -364,9 +364,12 @@ class Loop:
 
     def _tune_again(self) -> None:
         """Take the steps that a death came before; leave them out where they are its reason."""
-        if self.attempts.begin(self.progress.cursor) > ATTEMPTS:
-            log.error("the steps on batch %d end the learner; left out", self.learner.batch)
-            self.learner.pending = []
+        if self.attempts.begin(self.progress.cursor) >= ATTEMPTS:
+            # Asked of a child and not of the count: kills from outside may not cost the steps.
+            failure = failure_aside([], self._try_steps)
+            if failure is not None:
+                log.error("the steps on batch %d are left out: %s", self.learner.batch, failure)
+                self.learner.pending = []
         with deadline(allowed_s(len(self.learner.pending))):
             self._tune()
         self.attempts.done()
@@ -383,6 +386,11 @@ class Loop:
         """Learn samples in a child, where all of it is thrown away."""
         self.generations.let_go()
         self.learner.observe(samples, self.snapshot)
+        self.learner.tune()
+
+    def _try_steps(self, _: Sequence[LabelledPixels]) -> None:
+        """Take the steps in a child, where all of it is thrown away."""
+        self.generations.let_go()
         self.learner.tune()
 
     def _advance(self, manifest: Manifest) -> None:

@@ -82,12 +82,12 @@ def sorted_out(
         samples: of one batch.
         learn: learns some of them; called in child processes, so that nothing stays of it.
     """
-    if _failure(samples, learn) is None:
+    if failure_aside(samples, learn) is None:
         return list(samples), []
     fit: list[LabelledPixels] = []
     dead: list[DeadLetter] = []
     for sample in samples:
-        failure = _failure([*fit, sample], learn)
+        failure = failure_aside([*fit, sample], learn)
         if failure is None:
             fit.append(sample)
         else:
@@ -97,7 +97,7 @@ def sorted_out(
     return fit, dead
 
 
-def _failure(
+def failure_aside(
     samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
 ) -> str | None:
     """Return what happens each time; None when it went well once."""
