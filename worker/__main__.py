@@ -216,11 +216,7 @@ def _learn(settings: Settings) -> int:
     except (SettingsError, ModelError) as error:
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)
         return EXIT_SETTINGS
-    except DamagedState as error:
-        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
-        refuse_samples(log_of(settings), str(error), "", stopping)
-        return EXIT_STATE
-    except StateError as error:  # another learner is at work on it
+    except StateError as error:  # another learner's, or another everlens's
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)

@@ -62,10 +62,13 @@ class Generations:
 
     def open(self) -> StateFile:
         """
-        Return the live state; where it is damaged, the newest copy in its place.
+        Return the live state; where it is damaged, the newest whole copy in its place.
+
+        Without one it is a new one: the log decides whether it can be learnt again from its first
+        entry. What was damaged is left beside it.
 
         Raises:
-            DamagedState: neither it nor a copy is whole. What was there is left beside it.
+            StateError: it was written by another everlens.
         """
         copies = [copy for copy in self.copies if copy.exists()]
         if not self.path.exists() and copies:
@@ -81,11 +84,8 @@ class Generations:
             except DamagedState as error:
                 log.error("%s", error)  # noqa: TRY400 - likewise
                 self._set_aside()
-                if not copies:
-                    raise DamagedState(
-                        f"{error}, and there is no copy of it; restore it from a backup"
-                    ) from error
-                self._take(copies.pop(0))
+                if copies:
+                    self._take(copies.pop(0))
 
     def forget(self) -> None:
         """Delete the copies: the log no longer has what they lack."""

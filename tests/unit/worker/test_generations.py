@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from everlens.bus.versions import Publisher
-from everlens.errors import DamagedState, Diverged, StateError
+from everlens.errors import Diverged, StateError
 from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench
 from tests.unit.worker.test_loop import assert_same_bits, run_to
 from worker.generations import Generations
@@ -120,8 +120,6 @@ def test_state_without_a_copy_begins_the_log_again(bench: Bench) -> None:
     loop.close()
     digest = loop.progress.digest
     overwritten(loop.generations.path, 0.5, 100_000)
-    with pytest.raises(DamagedState, match="no copy of it"):
-        bench.loop()
     bench.client.delete(bench.keys.lease)  # expires: the new state's learner is another holder
 
     again = run_to(bench.loop(), 12)
