@@ -11,7 +11,7 @@ for _, entry in ipairs(redis.call('XRANGE', log, string.format('%d-0', cursor + 
   bytes = bytes + #entry[2][4]
 end
 redis.call('XTRIM', log, 'MINID', '=', string.format('%d-0', cursor + 1))
-redis.call('HSET', meta, 'epoch', ARGV[1], 'former', ARGV[2], 'seq', ARGV[3], 'done', ARGV[4],
+redis.call('HSET', meta, 'epoch', ARGV[1], 'former', ARGV[2], 'seq', ARGV[3], 'admitted', ARGV[3], 'done', ARGV[4],
   'kept', ARGV[4], 'bytes', bytes, 'paused', '', 'pin', '', 'holder', '')
 redis.call('HINCRBY', meta, 'fence', 1)
 redis.call('UNLINK', KEYS[4])
