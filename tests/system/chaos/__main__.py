@@ -35,6 +35,7 @@ CONDITIONS = (
     "proxy_drop-reply",
     "proxy_half-reply",
     "proxy_stall",
+    "pins",
     "queue_refusals",
     "repeats_after_execution",
     "rewrites",
@@ -47,6 +48,7 @@ CONDITIONS = (
     "wrong_logs_noticed",
 )
 CONDITIONS_OF_ALL = (
+    "shares_refused",
     "activations",
     "service_kills",
     "service_stops",

@@ -12,6 +12,7 @@ from tests.system.chaos import (  # noqa: F401
     mutants,
     random_runs,
     soak,
+    steering,
 )
 from tests.system.chaos.campaign import CASES
 
