@@ -46,7 +46,7 @@ SCOPE_OF_ROUTE = {
     "GET /learning": "read",
     "POST /versions/{version}/activate": "admin",
     "POST /versions/{version}/pin": "admin",
-    "DELETE /versions/pin": "admin",
+    "DELETE /versions/{version}/pin": "admin",
     "GET /": ANY,
     "GET /livez": OPEN,
     "GET /readyz": OPEN,

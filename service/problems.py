@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from everlens.errors import (
     BusError,
@@ -189,6 +190,12 @@ def problem_of(error: EverlensError) -> Problem:
     raise error
 
 
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Return what a path takes; Starlette names the methods of one of its routes alone."""
+    fitting = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in fitting for method in getattr(route, "methods", ())})
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem document."""
 
@@ -215,7 +222,10 @@ def install(app: FastAPI) -> None:
             "unknown-route": "there is no such route; GET / lists what there is",
             "method-not-allowed": f"{request.method} is not taken here; see /openapi.json",
         }.get(kind, error.detail or HTTPStatus(error.status_code).phrase)
-        return Problem(kind, detail).response(request.url.path, error.headers)
+        headers = dict(error.headers or {})
+        if kind == "method-not-allowed":
+            headers["Allow"] = ", ".join(_methods(app, request))
+        return Problem(kind, detail).response(request.url.path, headers)
 
     async def unexpected(request: Request, _: Exception) -> Response:
         # Starlette raises the error again after the answer, so that the server logs it.

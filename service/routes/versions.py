@@ -18,6 +18,7 @@ router = APIRouter(tags=["versions"])
 
 _INTEGER_MAX = 2**53 - 1  # what JSON's readers agree on
 Version = Annotated[int, Path(ge=0, le=_INTEGER_MAX, description="Of GET /versions.")]
+PinnedVersion = Annotated[int, Path(ge=1, le=_INTEGER_MAX, description="Of GET /versions.")]
 
 
 @router.post(
@@ -54,21 +55,20 @@ async def post_activate(
     summary="Answer with an earlier version",
     responses={200: {"model": PinOut}, **openapi.problems(404, 410, 422, 503)},
 )
-async def post_pin(
-    request: Request,
-    version: Annotated[int, Path(ge=1, le=_INTEGER_MAX, description="Of GET /versions.")],
-) -> Response:
+async def post_pin(request: Request, version: PinnedVersion) -> Response:
     """Every service answers with that version until the pin is taken off; learning goes on."""
     await pin(service_of(request), version)
     return answer({"pinned": version})
 
 
 @router.delete(
-    "/versions/pin",
+    "/versions/{version}/pin",
     summary="Answer with the newest version again",
-    responses={200: {"model": PinOut}, **openapi.problems(503)},
+    responses={200: {"model": PinOut}, **openapi.problems(422, 503)},
 )
-async def delete_pin(request: Request) -> Response:
-    """Take the pin off; without one this changes nothing."""
-    await service_of(request).follower.unpin()
-    return answer({"pinned": None})
+async def delete_pin(request: Request, version: PinnedVersion) -> Response:
+    """Take the pin off this version; where another one is pinned, or none, nothing changes."""
+    follower = service_of(request).follower
+    if await follower.pinned() == version:
+        await follower.unpin()
+    return answer({"pinned": await follower.pinned()})

@@ -55,7 +55,7 @@ def pin_and_activate_under_load(ground: Ground) -> None:
     name = answer.json()["id"]
     until(lambda: ground.get(f"/samples/{name}").get("status") == "learnt", "the activation", 30)
     must([served_by(url) for url in urls] == [chosen, chosen], "a pin did not hold")
-    httpx.delete(f"{ground.url}/versions/pin", timeout=20)
+    httpx.delete(f"{ground.url}/versions/{chosen}/pin", timeout=20)
     until(lambda: min(served_by(url) for url in urls) > chosen, "both to serve the head again", 20)
     ground.tally.add("pins")
     ground.end_clients(clients)

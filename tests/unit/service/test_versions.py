@@ -24,9 +24,10 @@ async def test_pinned_version_answers_until_it_is_unpinned(api: Api, photos) -> 
     assert (await api.client.get("/learning")).json()["pinned"] == 1
     assert (await api.ask(photos["cat"])).json()["version"] == 1
 
-    assert (await api.client.delete("/versions/pin")).json() == {"pinned": None}
+    assert (await api.client.delete("/versions/2/pin")).json() == {"pinned": 1}
+    assert (await api.client.delete("/versions/1/pin")).json() == {"pinned": None}
     await until(lambda: api.model.serving.current.version == 3)
-    assert (await api.client.delete("/versions/pin")).status_code == 200
+    assert (await api.client.delete("/versions/1/pin")).json() == {"pinned": None}
 
 
 async def test_pinned_version_is_never_collected(api: Api, photos) -> None:
@@ -39,7 +40,7 @@ async def test_pinned_version_is_never_collected(api: Api, photos) -> None:
     kept = api.stream.client.zrange(api.stream.keys.manifests, 0, -1)
     assert [b"1", b"4"] == kept[:2]
     assert (await api.client.post("/versions/2/pin")).status_code == 410
-    await api.client.delete("/versions/pin")
+    await api.client.delete("/versions/1/pin")
     api.publish(pictures, learned_through=99)
     assert api.stream.client.zrange(api.stream.keys.manifests, 0, 0) == [b"5"]
     assert (await api.client.post("/versions/1/pin")).status_code == 410
