@@ -29,9 +29,9 @@ from everlens.errors import (
 )
 from everlens.records import EntryKind, Receipt
 
-# Of what is free in the backlog, a tenant may fill so many times as much as it leaves: alone two
-# thirds, and a tenth is left for others when five fill it at once.
-SHARE = 2
+# Of the backlog, a tenant may have so many times what is free: alone half of it, and of eight who fill
+# it at once each has a ninth, and a ninth is left.
+SHARE = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def test_tenants_that_fill_the_backlog_leave_room_for_another(ask, stream: Strea
     """
     However many take all they may, one who waits for little is taken.
 
-    With share 2 of what is free, n of them end at 2 free = 2 max / (1 + 2n) each.
+    Each may have what is free, so n of them end at max / (1 + n) each.
     """
     refused = 0
     for turn in range(60):
@@ -174,12 +174,12 @@ def test_tenants_that_fill_the_backlog_leave_room_for_another(ask, stream: Strea
     assert {} == stream.client.hgetall(stream.keys.waiting)
 
 
-def test_tenant_alone_may_fill_two_thirds(ask) -> None:
+def test_tenant_alone_may_fill_half(ask) -> None:
     """And nobody in particular, which is everybody where there are no keys, all of it."""
-    assert ask(lambda a: a.admit(of_tenant("alone", 66)))
+    assert ask(lambda a: a.admit(of_tenant("alone", 49)))
     with pytest.raises(QueueFull, match="your share"):
         ask(lambda a: a.admit(of_tenant("alone", 3, "more")))
-    assert ask(lambda a: a.admit(of_tenant("", 34)))
+    assert ask(lambda a: a.admit(of_tenant("", 51)))
 
 
 def test_only_so_many_classes_are_accepted(ask) -> None:
