@@ -108,6 +108,11 @@ def damaged_state(ground: Ground, damage: str, *, copies: bool = False) -> None:
     ground.start_all()
     ground.teach(20 if copies else 10)
     ground.stop_worker()
+    if copies:  # and learn a little that no copy has
+        ground.settings["copy_every_entries"] = "100000"
+        ground.start_worker()
+        ground.teach(2, "late")
+        ground.stop_worker()
     damage_file(ground, damage)
     head = ground.client.get(ground.keys.head)
     for _ in range(3):  # a worker that is to be started again falls back to a copy
