@@ -57,14 +57,20 @@ def test_batches_are_a_function_of_the_log_alone(
 def test_a_batch_ends_at_a_control_entry_or_when_it_is_full(
     kinds: list[EntryKind], batch_size: int
 ) -> None:
-    """No entry is lost or moved; a border is the first control entry, or so many samples."""
+    """
+    No entry is lost or moved; a border is the first control entry, or so many samples.
+
+    An activation is alone in its batch, so that a border stands before it as well.
+    """
     log = log_of(kinds)
     batches = all_batches(log, batch_size)
     assert [entry for batch in batches for entry in batch] == log[: sum(map(len, batches))]
-    for batch in batches:
+    for batch, following in zip(batches, [*batches[1:], []], strict=False):
         assert all(entry.kind is EntryKind.SAMPLE for entry in batch[:-1])
-        assert len(batch) == batch_size or batch[-1].kind is not EntryKind.SAMPLE
+        full = len(batch) == batch_size or batch[-1].kind is not EntryKind.SAMPLE
+        assert full or next(iter(following)).kind is EntryKind.ACTIVATE
         assert len(batch) <= batch_size
+        assert len(batch) == 1 or batch[-1].kind is not EntryKind.ACTIVATE
     rest = log[sum(map(len, batches)) :]
     assert len(rest) < batch_size
     assert all(entry.kind is EntryKind.SAMPLE for entry in rest)

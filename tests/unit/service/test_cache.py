@@ -75,6 +75,7 @@ async def test_restart_without_the_log_answers_as_before(
     """A service that starts while the log is away answers with the last version, marked stale."""
     async with started(settings) as api:
         await api.served(api.publish(photos, learned_through=4))
+        await until(lambda: api.model.swaps.cache.load() is not None)  # written behind the swap
         before = (await api.ask(photos["cat"])).json()
         assert (await api.client.get("/readyz")).json()["stale"] is False
 
@@ -95,6 +96,7 @@ async def test_log_that_comes_back_ends_the_stale_answers(
     """As soon as the log answers, what it says counts."""
     async with started(settings) as api:
         await api.served(api.publish(photos, learned_through=4))
+        await until(lambda: api.model.swaps.cache.load() is not None)  # written behind the swap
     server = EmbeddedServer(tmp_path / "log", maxmemory_bytes=64 << 20)
     async with started(settings.model_copy(update={"redis_url": server.url})) as api:
         assert api.model.swaps.stale
