@@ -192,8 +192,16 @@ def problem_of(error: EverlensError) -> Problem:
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
     """Return what a path takes; Starlette names the methods of one of its routes alone."""
-    fitting = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in fitting for method in getattr(route, "methods", ())})
+    routes = [
+        route
+        for included in app.routes
+        for route in (
+            included.original_router.routes if hasattr(included, "original_router") else [included]
+        )
+    ]
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for route in fitting for method in getattr(route, "methods", ())}
+    return sorted(methods)
 
 
 def install(app: FastAPI) -> None:
