@@ -82,7 +82,7 @@ class Generations:
                     raise DamagedState(f"{self.path} is empty")
                 return file
             except DamagedState as error:
-                log.error("%s", error)  # noqa: TRY400 - likewise
+                log.error("%s", error)  # noqa: TRY400 - the sentence says it all
                 self._set_aside()
                 if copies:
                     self._take(copies.pop(0))

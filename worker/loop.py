@@ -120,11 +120,9 @@ class Loop:
                 if not self._activate(batch, batch.activation):
                     continue
             else:
-                with deadline(allowed_s(len(batch.samples))):
-                    self._observe(batch)
+                self._observe(batch)
                 self._publish_soon()
-                with deadline(allowed_s(len(batch.samples))):
-                    self._tune()
+                self._tune()
             self.attempts.done()
             if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
                 self.generations.copy()
@@ -285,7 +283,8 @@ class Loop:
 
     def _observe(self, batch: Batch) -> None:
         """The evidence clock: sums and buffer, one commit, one version."""
-        observation = self.learner.observe(batch.samples, self.snapshot)
+        with deadline(allowed_s(len(batch.samples))):
+            observation = self.learner.observe(batch.samples, self.snapshot)
         changed = [row.class_index for row in observation.rows]
         parts = evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
@@ -304,7 +303,9 @@ class Loop:
 
     def _tune(self) -> None:
         """The adapter clock: SIT steps, one commit, and now and then a version."""
-        losses = self.learner.tune()
+        # Around the steps alone: what follows may wait for the log as long as that is away.
+        with deadline(allowed_s(len(self.learner.pending))):
+            losses = self.learner.tune()
         if losses:
             log.debug("batch %d: SIT loss %s", self.learner.batch, losses)
         progress = self.progress
@@ -366,12 +367,11 @@ class Loop:
         """Take the steps that a death came before; leave them out where they are its reason."""
         if self.attempts.begin(self.progress.cursor) >= ATTEMPTS:
             # Asked of a child and not of the count: kills from outside may not cost the steps.
-            failure = failure_aside([], self._try_steps)
+            failure = failure_aside(self._try_steps, allowed_s(len(self.learner.pending)))
             if failure is not None:
                 log.error("the steps on batch %d are left out: %s", self.learner.batch, failure)
                 self.learner.pending = []
-        with deadline(allowed_s(len(self.learner.pending))):
-            self._tune()
+        self._tune()
         self.attempts.done()
 
     def _sorted_out(self, batch: Batch) -> Batch:
@@ -388,7 +388,7 @@ class Loop:
         self.learner.observe(samples, self.snapshot)
         self.learner.tune()
 
-    def _try_steps(self, _: Sequence[LabelledPixels]) -> None:
+    def _try_steps(self) -> None:
         """Take the steps in a child, where all of it is thrown away."""
         self.generations.let_go()
         self.learner.tune()

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from everlens.records import DeadLetter
@@ -82,12 +83,16 @@ def sorted_out(
         samples: of one batch.
         learn: learns some of them; called in child processes, so that nothing stays of it.
     """
-    if failure_aside(samples, learn) is None:
+
+    def failure_of(some: Sequence[LabelledPixels]) -> str | None:
+        return failure_aside(partial(learn, some), allowed_s(len(some)))
+
+    if failure_of(samples) is None:
         return list(samples), []
     fit: list[LabelledPixels] = []
     dead: list[DeadLetter] = []
     for sample in samples:
-        failure = failure_aside([*fit, sample], learn)
+        failure = failure_of([*fit, sample])
         if failure is None:
             fit.append(sample)
         else:
@@ -97,21 +102,23 @@ def sorted_out(
     return fit, dead
 
 
-def failure_aside(
-    samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
-) -> str | None:
-    """Return what happens each time; None when it went well once."""
+def failure_aside(work: Callable[[], object], seconds: float) -> str | None:
+    """
+    Return what happens each time that work is done in a child process; None if it went well once.
+
+    Args:
+        work: nothing of it stays.
+        seconds: how long it may take.
+    """
     failure = None
     for _ in range(_TRIES):
-        failure = _tried(samples, learn)
+        failure = _tried(work, seconds)
         if failure is None:
             return None
     return failure
 
 
-def _tried(
-    samples: Sequence[LabelledPixels], learn: Callable[[Sequence[LabelledPixels]], None]
-) -> str | None:
+def _tried(work: Callable[[], object], seconds: float) -> str | None:
     # A fork: the state in memory is what it has to be tried on, and nothing of the child's stays.
     # The learner computes on one thread, which is what makes a fork safe.
     reading, writing = os.pipe()
@@ -120,13 +127,13 @@ def _tried(
     if child == 0:
         os.close(reading)
         _die_with(learner)
-        _learn_and_leave(samples, learn, writing)
+        _do_and_leave(work, writing)
     os.close(writing)
-    status = _waited(child, allowed_s(len(samples)))
+    status = _waited(child, seconds)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read().decode("utf-8", "replace")
     if status is None:
-        return f"it takes over {allowed_s(len(samples)):.0f} s"
+        return f"it takes over {seconds:.0f} s"
     if os.WIFSIGNALED(status):
         return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
     return None if os.WEXITSTATUS(status) == 0 else said or f"exit {os.WEXITSTATUS(status)}"
@@ -140,14 +147,10 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def _learn_and_leave(
-    samples: Sequence[LabelledPixels],
-    learn: Callable[[Sequence[LabelledPixels]], None],
-    writing: int,
-) -> None:
+def _do_and_leave(work: Callable[[], object], writing: int) -> None:
     code = 1
     try:
-        learn(samples)
+        work()
         code = 0
     except BaseException as error:
         said = traceback.format_exception_only(error)[-1].strip()

@@ -69,7 +69,7 @@ class AdmissionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much waits: entries and bytes behind the learner's trimmed cursor."""
+    """How much waits: entries and bytes behind what the learner has committed."""
 
     seq: int
     done: int

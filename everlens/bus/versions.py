@@ -132,8 +132,8 @@ class Publisher:
         published = "" if row is None else json.loads(text(row).partition(" ")[2])["digest"]
         if published != manifest.digest:
             raise Diverged(
-                f"version {manifest.version} was published with other bits ({published[:12] or 'none'}, now "
-                f"{manifest.digest[:12]}): another CPU or torch learns the log again, or another "
+                f"version {manifest.version} was published with other bits "
+                f"({published[:12] or 'none'}, now {manifest.digest[:12]}): another CPU or torch learns the log again, or another "
                 "state; restore it, or go on from this one with `everlens reconcile`"
             )
 

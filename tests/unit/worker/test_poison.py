@@ -8,13 +8,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import worker.poison
+from everlens.pixels import Pixels
 from tests.unit.worker.conftest import Bench, digit_samples
 from tests.unit.worker.test_loop import run_to
 from worker.learn.learner import LabelledPixels, Learner
 from worker.learn.tuning import Tuner
+from worker.loop import Loop
 from worker.poison import ATTEMPTS, Attempts, deadline, sorted_out
 
 pytestmark = pytest.mark.filterwarnings(
@@ -24,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def samples(*names: str) -> list[LabelledPixels]:
-    pixels = worker.poison  # never looked at
-    return [LabelledPixels(k, n, n, None, b"", pixels) for k, n in enumerate(names, 1)]  # type: ignore[arg-type]
+    pixels: Pixels = np.zeros((1, 1, 3), np.uint8)  # never looked at
+    return [LabelledPixels(k, n, n, None, b"", pixels) for k, n in enumerate(names, 1)]
 
 
 def learn(chosen: Sequence[LabelledPixels]) -> None:
@@ -163,4 +166,27 @@ def test_batch_that_is_interrupted_from_outside_keeps_its_samples(bench: Bench) 
     run_to(loop, 8)
     assert loop.learner.samples == 8
     assert bench.client.hlen(bench.keys.dead) == 0
+    loop.close()
+
+
+def test_only_computing_has_a_deadline(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alarm is set while the learner learns, and never while it talks to the log."""
+    left: dict[str, set[bool]] = {}
+
+    def watched(owner: type, method: str) -> None:
+        whole = getattr(owner, method)
+
+        def looking(*args, **kwargs):
+            armed = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+            left.setdefault(method, set()).add(armed)
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, looking)
+
+    for owner, method in ((Learner, "observe"), (Learner, "tune"), (Loop, "_publish_before_next")):
+        watched(owner, method)
+    bench.admit(digit_samples(16))
+    loop = run_to(bench.loop(), 16)
+    assert loop.snapshot.adapter is not None
+    assert left == {"observe": {True}, "tune": {True}, "_publish_before_next": {False}}
     loop.close()
