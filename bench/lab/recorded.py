@@ -70,10 +70,14 @@ def with_record(
     backbone: Backbone, states_N: NDArray[np.float16], top_blocks: int
 ) -> RecordedBackbone:
     """Return the base model over a record made by `record_of`, for at most `top_blocks` blocks."""
-    tower = backbone.image_tower
-    recorded = Tower(Record(states_N), tower.blocks[len(tower.blocks) - top_blocks :], tower.head)
+    record = Record(states_N)
+
+    def over_record(tower: Tower) -> Tower:
+        return Tower(record, tower.blocks[len(tower.blocks) - top_blocks :], tower.head)
+
     given = {f.name: getattr(backbone, f.name) for f in fields(Backbone)}
-    return RecordedBackbone(**(given | {"image_tower": recorded}))
+    towers = {name: over_record(given[name]) for name in ("image_tower", "answering_tower")}
+    return RecordedBackbone(**(given | towers))
 
 
 @torch.inference_mode()
@@ -90,7 +94,8 @@ def record_of(
         cache: a folder; may not exist yet.
         name: of the split, for people and for the file.
     """
-    key = hashlib.sha256(f"{backbone.fingerprint} {top_blocks} {split.digest}".encode()).hexdigest()
+    about = f"{backbone.fingerprint} {backbone.precision} {top_blocks} {split.digest}"
+    key = hashlib.sha256(about.encode()).hexdigest()
     path = cache / f"{name.replace('/', '-')}-{key[:16]}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ def record_of(
 def _passed_through(
     backbone: Backbone, split: Split, top_blocks: int, name: str
 ) -> NDArray[np.float16]:
-    trunk, _ = backbone.image_tower.cut(top_blocks)
+    trunk, _ = backbone.answering_tower.cut(top_blocks)
     resize: Literal["squash", "shortest"] = (
         "squash" if backbone.pixels.resize == "squash" else "shortest"
     )

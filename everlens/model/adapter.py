@@ -101,17 +101,25 @@ def tensors_of(bent: Top) -> dict[str, nn.Parameter]:
     }
 
 
-def merged(top: Top, tensors: dict[str, Tensor], spec: AdapterSpec) -> Top:
+def merged(top: Top, answering: Top, tensors: dict[str, Tensor], spec: AdapterSpec) -> Top:
     """
-    Return a top with the adapter's product added to its weights; `top` stays as it is.
+    Return an answering top with the adapter's product added to its weights.
 
-    Always from the untouched base: adding one small change after another drifts.
+    Always from the untouched base: adding one small change after another drifts, and in half
+    precision it would soon be lost.
+
+    Args:
+        top: the base in float32; stays as it is.
+        answering: the base as it answers, of any precision; shares what the adapter leaves alone.
+        tensors: A and B of each map by name.
+        spec: what they fit.
 
     Raises:
         PartError: a tensor is missing, superfluous, of another shape, or not finite.
     """
-    whole = _sharing_copy(top)
+    whole = _sharing_copy(answering)
     maps = targets(whole)
+    exact = targets(top)
     expected = {f"{name}.{matrix}" for name in maps for matrix in ("A", "B")}
     if expected != set(tensors):
         raise PartError(f"adapter does not fit the top: {sorted(expected ^ set(tensors))[:3]}")
@@ -122,9 +130,10 @@ def merged(top: Top, tensors: dict[str, Tensor], spec: AdapterSpec) -> Top:
             raise PartError(f"adapter tensor {name} has shapes {tuple(a.shape)}, {tuple(b.shape)}")
         if not (a.isfinite().all() and b.isfinite().all()):
             raise PartError(f"adapter tensor {name} holds a number that is not finite")
-        change = (spec.scale * (b.double() @ a.double())).to(module.weight)
-        weight = module.weight + change.view_as(module.weight)
-        module.weight = nn.Parameter(weight, requires_grad=False)
+        base = exact[name].weight.detach()
+        weight = torch.addmm(base.reshape(fan_out, fan_in), b, a, alpha=spec.scale)
+        kept = weight.view_as(base).to(module.weight.dtype)
+        module.weight = nn.Parameter(kept, requires_grad=False)
     return whole
 
 

@@ -24,7 +24,8 @@ from torch.nn import functional
 from everlens.errors import ModelError
 from everlens.model.fusion import Fusion
 from everlens.model.heads import FeatureRecipe
-from everlens.model.runtime import import_torchvision
+from everlens.model.precision import in_precision
+from everlens.model.runtime import import_torchvision, precision_of
 from everlens.model.tower import Tower
 from everlens.pixels import Pixels, PixelSpec
 
@@ -50,7 +51,9 @@ class Backbone:
 
     Args:
         name: for people; answers carry it.
-        image_tower, text_tower: in eval mode, without gradients.
+        image_tower, text_tower: in eval mode, without gradients, in float32.
+        answering_tower: the image tower as it answers, see `everlens.model.precision`. Adapters are
+            tuned on `image_tower` and merged from it.
         tokenize: texts → int64 token ids (B, L), as short as the model allows.
         pixels: how pictures are brought to size.
         logit_scale: multiplier of the cosine before the softmax.
@@ -65,6 +68,7 @@ class Backbone:
 
     name: str
     image_tower: Tower
+    answering_tower: Tower
     text_tower: Tower
     tokenize: Callable[[Sequence[str]], Tensor]
     pixels: PixelSpec
@@ -76,6 +80,7 @@ class Backbone:
     text_power: float
     fingerprint: str
     device: torch.device
+    precision: torch.dtype  # of the answering tower
 
     def fusion(self, kappa: float = 1.0) -> Fusion:
         """Return the fusion to begin with."""
@@ -134,7 +139,14 @@ def load_backbone(
     fingerprint = _fingerprint(parts)
     for tower in (parts["image_tower"], parts["text_tower"]):
         tower.to(device)
-    return Backbone(**parts, fingerprint=fingerprint, device=device)
+    precision = precision_of(device)
+    return Backbone(
+        **parts,
+        answering_tower=in_precision(parts["image_tower"], precision),
+        fingerprint=fingerprint,
+        device=device,
+        precision=precision,
+    )
 
 
 def _starter() -> dict[str, Any]:

@@ -217,7 +217,7 @@ class _Builder:
         if spec is not None and spec.top_blocks != top_blocks:
             raise PartError(f"adapter bends {spec.top_blocks} blocks of another cut")
         trunk, top = self._once(
-            ("cut", top_blocks), lambda: self.backbone.image_tower.cut(top_blocks)
+            ("cut", top_blocks), lambda: self.backbone.answering_tower.cut(top_blocks)
         )
         tuned = None
         if spec is not None:
@@ -347,7 +347,8 @@ class _Builder:
             for name, tensor in self._load("adapter").items()
             if name.startswith("image.")
         }
-        return merged(top, tensors, spec) if spec.tunes("image") else top
+        _, exact = self.backbone.image_tower.cut(spec.top_blocks)
+        return merged(exact, top, tensors, spec) if spec.tunes("image") else top
 
     def _fusion(self) -> Fusion:
         values = self._load("fusion")["fusion"]

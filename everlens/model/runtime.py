@@ -47,19 +47,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 itself; elsewhere it would be slower than float32."""
-    if device.type != "cpu":
-        return False
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def precision_of(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it itself; elsewhere that would be slower."""
+    if device.type == "cuda":
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        half = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if half else torch.float32
 
 
 def fingerprint_of_numerics(threads: int) -> str:
     """Return what the bits of a result depend on besides the inputs: versions, CPU, threads."""
     capability = torch.backends.cpu.get_cpu_capability()
-    half = ", bfloat16" if has_bfloat16(torch.device("cpu")) else ""
-    return f"torch {torch.__version__}, {capability}{half}, {threads} threads"
+    precision = str(precision_of(torch.device("cpu"))).removeprefix("torch.")
+    return f"torch {torch.__version__}, {capability}, {precision}, {threads} threads"
 
 
 def import_torchvision() -> None:

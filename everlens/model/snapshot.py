@@ -99,6 +99,7 @@ class Snapshot:
     @torch.no_grad()
     def look(self, hidden: Hidden) -> Views:
         """Return the views of a batch from the trunk's output on."""
+        hidden = Hidden(hidden.states.to(self.backbone.precision), hidden.context)
         frozen = self._view(self.frozen_top, hidden)
         tuned = (None, None) if self.tuned_top is None else self._view(self.tuned_top, hidden)
         return Views(*frozen, *tuned)
@@ -107,7 +108,7 @@ class Snapshot:
         encoding: Encoding = top(hidden)
         embedding_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
         feature_BD = evidence_feature(
-            encoding.feature_BD.float(), pooled(hidden).float(), self.backbone.recipe
+            encoding.feature_BD.float(), pooled(hidden), self.backbone.recipe
         )
         return embedding_BE, feature_BD
 
@@ -210,7 +211,7 @@ def _scores(
 
 def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
     """Return version 0: the frozen base model."""
-    trunk, top = backbone.image_tower.cut(top_blocks)
+    trunk, top = backbone.answering_tower.cut(top_blocks)
     width = backbone.name_embedding("thing").shape[0]
     return Snapshot(
         backbone=backbone,

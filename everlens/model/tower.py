@@ -34,8 +34,8 @@ class Hidden(NamedTuple):
 
 
 def pooled(hidden: Hidden) -> Tensor:
-    """Return the mean of hidden states over positions: of maps (B, C, H, W) or tokens (B, L, C)."""
-    states = hidden.states
+    """Return the float32 mean of hidden states over positions: maps (B, C, H, W), tokens (B, L, C)."""
+    states = hidden.states.float()
     return states.mean(dim=(2, 3)) if states.ndim == 4 else states.mean(dim=1)
 
 

@@ -300,7 +300,7 @@ class Learner:
 
     def _hidden(self, exemplars: Sequence[Exemplar]) -> Hidden:
         states = torch.stack([e.trunk for e in exemplars]).to(self.backbone.device)
-        return Hidden(states.float())
+        return Hidden(states.to(self.backbone.precision))
 
     def adapter_text(self, span: slice) -> Tensor | None:
         """Return the tuned text vectors of a range of classes; None if their tower is frozen."""

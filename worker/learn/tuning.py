@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.runtime import has_bfloat16
 from everlens.model.tower import Encoding, Hidden, Top
 from worker.learn.augment import varied
 from worker.learn.class_weights import (
@@ -57,8 +56,9 @@ class Tuner:
         self.backbone = backbone
         self.spec = spec
         self.config = config
-        self.half_precision = has_bfloat16(backbone.device)
+        self.half_precision = backbone.precision == torch.bfloat16
         _, self.frozen_image_top = backbone.image_tower.cut(spec.top_blocks)
+        _, self.answering_top = backbone.answering_tower.cut(spec.top_blocks)
         self.image_top = self._bend(self.frozen_image_top, "image")
         text_blocks = min(spec.top_blocks, len(backbone.text_tower.blocks))
         self.text_trunk, text_top = backbone.text_tower.cut(text_blocks)
@@ -221,9 +221,9 @@ class Tuner:
     def merged_image_top(self) -> Top:
         """Return the image top as it would be served: merged, from the untouched base."""
         if not self.spec.tunes("image"):
-            return self.frozen_image_top
-        tensors = tensors_of(self.image_top)
-        return merged(self.frozen_image_top, {k: t.detach() for k, t in tensors.items()}, self.spec)
+            return self.answering_top
+        tensors = {name: tensor.detach() for name, tensor in tensors_of(self.image_top).items()}
+        return merged(self.frozen_image_top, self.answering_top, tensors, self.spec)
 
     @torch.no_grad()
     def text_vector(self, prompt: str) -> Tensor:

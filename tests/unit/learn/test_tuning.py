@@ -12,6 +12,7 @@ from torch.nn import functional
 from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
 from everlens.model.tower import Hidden
+from tests.exact import in_float32
 from tests.reference import sit as reference
 from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, Lesson, buffer_of, exemplars, same_bits
 from worker.learn.class_weights import ClassWeightConfig
@@ -208,7 +209,7 @@ def test_a_state_without_moments_clears_them(tiny_clip: Backbone) -> None:
 
 def test_the_served_top_is_the_tuned_one(tiny_clip: Backbone) -> None:
     """The merged top says what the tuned one says, and is made from the published tensors."""
-    lesson, kept = Lesson(tiny_clip), exemplars(tiny_clip, TWO)
+    lesson, kept = Lesson(in_float32(tiny_clip)), exemplars(tiny_clip, TWO)
     lesson.teach(kept)
     states = torch.stack([e.trunk for e in kept]).float()
     with torch.no_grad():
@@ -216,7 +217,8 @@ def test_the_served_top_is_the_tuned_one(tiny_clip: Backbone) -> None:
         served = lesson.tuner.merged_image_top()(Hidden(states)).feature_BD
         frozen = lesson.tuner.frozen_image_top(Hidden(states)).feature_BD
     tensors = {k.removeprefix("image."): t for k, t in lesson.tuner.adapter().items()}
-    published = merged(lesson.tuner.frozen_image_top, tensors, SPEC)(Hidden(states)).feature_BD
+    frozen_top = lesson.tuner.frozen_image_top
+    published = merged(frozen_top, frozen_top, tensors, SPEC)(Hidden(states)).feature_BD
     assert torch.equal(served, published)
     # Features of size one after two float32 blocks, summed in another order.
     torch.testing.assert_close(served, tuned, atol=1e-4, rtol=0)

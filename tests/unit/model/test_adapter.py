@@ -107,7 +107,7 @@ def test_merged_equals_unmerged(halves: Callable[[str], Halves], kind: str) -> N
     bent = insert(top, SPEC, Generator().manual_seed(0))
     tensors = drawn(bent)
     with torch.no_grad():
-        beside, within = bent(hidden), merged(top, tensors, SPEC)(hidden)
+        beside, within = bent(hidden), merged(top, top, tensors, SPEC)(hidden)
         frozen = top(hidden)
     # Float32 maps of up to 1,280 inputs, added in another order, through two blocks.
     torch.testing.assert_close(within.feature_BD, beside.feature_BD, atol=1e-4, rtol=1e-4)
@@ -128,7 +128,7 @@ def test_merged_weights_equal_the_loop(halves: Callable[[str], Halves], kind: st
         tensors[f"{name}.B"].double().numpy(),
         SPEC.alpha,
     )
-    found = targets(merged(top, tensors, SPEC))[name].weight
+    found = targets(merged(top, top, tensors, SPEC))[name].weight
     assert found.shape == weight.shape
     # One rounding of the product and one of the sum to float32.
     np.testing.assert_allclose(found.flatten(1).double().numpy(), expected, atol=1e-7, rtol=1e-6)
@@ -141,7 +141,10 @@ def test_the_base_stays_as_it_was(halves: Callable[[str], Halves], kind: str) ->
     before = weights(top)
     tensors = drawn(insert(top, SPEC, Generator().manual_seed(0)))
     with torch.no_grad():
-        once, twice = merged(top, tensors, SPEC)(hidden), merged(top, tensors, SPEC)(hidden)
+        once, twice = (
+            merged(top, top, tensors, SPEC)(hidden),
+            merged(top, top, tensors, SPEC)(hidden),
+        )
     assert torch.equal(once.embedding_BE, twice.embedding_BE)
     assert before.keys() == top.state_dict().keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in top.state_dict().items())
@@ -154,7 +157,7 @@ def test_frozen_weights_are_shared_and_not_copied(halves: Callable[[str], Halves
     bent = insert(top, SPEC, Generator().manual_seed(0))
     trained = {tensor.data_ptr() for tensor in tensors_of(bent).values()}
     assert {t.data_ptr() for t in bent.parameters()} == own | trained
-    whole = merged(top, drawn(bent), SPEC)
+    whole = merged(top, top, drawn(bent), SPEC)
     fresh = {t.data_ptr() for t in whole.parameters()} - own
     assert len(fresh) == len(targets(top))
     assert not any(parameter.requires_grad for parameter in whole.parameters())
@@ -211,5 +214,5 @@ def test_what_does_not_fit_is_refused(halves: Callable[[str], Halves]) -> None:
     tensors = drawn(insert(top, SPEC, Generator().manual_seed(0)))
     for what, wrong in broken(tensors):
         with pytest.raises(PartError, match="adapter"):
-            pytest.fail(f"{what} was taken: {merged(top, wrong, SPEC)}")
-    merged(top, tensors, SPEC)
+            pytest.fail(f"{what} was taken: {merged(top, top, wrong, SPEC)}")
+    merged(top, top, tensors, SPEC)

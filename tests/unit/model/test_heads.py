@@ -71,10 +71,12 @@ def test_pooling_is_the_mean_over_positions() -> None:
     maps, tokens = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 7, 3))
     found = pooled(Hidden(torch.from_numpy(maps)))
     expected = [[np.mean([*channel.ravel()]) for channel in picture] for picture in maps]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-14)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     found = pooled(Hidden(torch.from_numpy(tokens), context="ignored"))
     expected = [[np.mean([token[c] for token in text]) for c in range(3)] for text in tokens]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-14)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    half = pooled(Hidden(torch.from_numpy(tokens).bfloat16()))
+    assert half.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["starter", "vit"])

@@ -29,6 +29,7 @@ from everlens.model.heads import (
 from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
 from everlens.model.tower import pooled
 from everlens.pixels import Pixels
+from tests.exact import in_float32
 from tests.pictures import PHOTOGRAPHS, crops
 from worker.learn.evidence import EvidenceSums, Head, head_of
 
@@ -87,7 +88,7 @@ class Version(NamedTuple):
 
 @pytest.fixture(scope="module")
 def version(small_model: Callable[[str], Backbone]) -> Version:
-    backbone = small_model("vit")
+    backbone = in_float32(small_model("vit"))
     trunk, top = backbone.image_tower.cut(SPEC.top_blocks)
     bent = insert(top, SPEC, Generator().manual_seed(1))
     generator = Generator().manual_seed(2)
@@ -121,7 +122,7 @@ def expected_answer(version: Version, names: list[str]) -> Fused:
     trunk, top = backbone.image_tower.cut(SPEC.top_blocks)
     tensors = {name.removeprefix("image."): t for name, t in version.tensors.items()}
     hidden = trunk(backbone.images(query()))
-    frozen, tuned = top(hidden), merged(top, tensors, SPEC)(hidden)
+    frozen, tuned = top(hidden), merged(top, top, tensors, SPEC)(hidden)
     index = [version.names.index(n) if n in version.names else -1 for n in names]
 
     def scores(head: Head, classes: int, feature_BF: Tensor) -> Tensor:
