@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import Request
 
@@ -29,9 +30,10 @@ from service.batcher import Batcher
 from service.cache import VersionCache
 from service.decoder.protocol import PictureLimits
 from service.decoding import DecodingPool
-from service.hotswap import HotSwap, warm
+from service.hotswap import HotSwap
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.probe import warm_up
 from service.problems import Problem
 from service.serving import Serving
 
@@ -130,7 +132,7 @@ class Service:
             batch_max=self.settings.max_batch,
             queued_max=self.settings.max_queued_queries,
         )
-        await warm(batcher, base)
+        await batcher.call(partial(warm_up, base, self.settings.max_batch))
         await self.decoding.wait_ready()
         swaps = HotSwap(
             self.follower,

@@ -17,19 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-import torch
-
 from everlens.artifact import Manifest
 from everlens.bus.versions import Follower
 from everlens.errors import LogUnavailable, OtherLog, PartError
-from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot, check_manifest
-from everlens.model.snapshot import Snapshot
-from everlens.pixels import Pixels
 from service.batcher import Batcher
 from service.cache import VersionCache
 from service.metrics import Metrics
+from service.probe import Probe
 from service.serving import Serving
 
 TRIES = 3
@@ -70,6 +65,7 @@ class HotSwap:
         self.builder = builder
         self.settled = settled
         self.cache = cache
+        self.probe = Probe(serving.base.backbone)
         self.stale = False  # the answers are the cache's: the log was not reached since the start
         self.refused: dict[str, RefusedVersion] = {}
 
@@ -147,7 +143,7 @@ class HotSwap:
         snapshot = await self._build(
             partial(build_snapshot, previous.backbone, manifest, parts, previous)
         )
-        await warm(self.batcher, snapshot)
+        await self.batcher.call(partial(self.probe.ask, snapshot))
         self.serving.swap(snapshot)
         self.metrics.version.set(snapshot.version)
         self.metrics.learned_through.set(snapshot.learned_through)
@@ -177,39 +173,7 @@ class HotSwap:
             del self.refused[next(iter(self.refused))]
 
 
-async def warm(batcher: Batcher, snapshot: Snapshot) -> None:
-    """
-    Let a snapshot answer once before anybody asks it.
-
-    Raises:
-        PartError: it cannot, or its probabilities are not numbers.
-    """
-    try:
-        await batcher.call(partial(_probe, snapshot))
-    except PartError:
-        raise
-    except Exception as error:  # whatever a hostile part makes the libraries raise
-        raise PartError(f"version {snapshot.version} cannot answer: {error}") from error
-
-
-def _probe(snapshot: Snapshot) -> None:
-    views = snapshot.see([probe_picture(snapshot.backbone)])
-    sums_B = torch.stack([view.sum(dim=-1) for view in views if view is not None]).sum(dim=0)
-    if snapshot.classes.names:
-        text_CE = snapshot.classes.text_CE
-        sums_B = sums_B + snapshot.answer(views, None, text_CE).probability_BK.sum(dim=-1)
-    if not bool(torch.isfinite(sums_B).all()):
-        raise PartError(f"version {snapshot.version} answers with numbers that are not finite")
-
-
 def _printable(reason: str) -> str:
     """Return a reason as people may be shown it: it can quote what a stranger wrote."""
     shown = (c if c.isprintable() else ascii(c)[1:-1] for c in reason[:_REASON_CHARACTERS_MAX])
     return "".join(shown)
-
-
-def probe_picture(backbone: Backbone) -> Pixels:
-    """Return a picture with all levels in it."""
-    size = backbone.pixels.size
-    ramp = np.linspace(0, 255, size * size * 3).astype(np.uint8)
-    return ramp.reshape(size, size, 3)

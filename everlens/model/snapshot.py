@@ -94,7 +94,13 @@ class Snapshot:
     @torch.no_grad()
     def see(self, pixels: Sequence[Pixels]) -> Views:
         """Return the views of a batch: one trunk pass, then each top."""
-        return self.look(self.trunk(self.backbone.images(pixels)))
+        return self.look(self.see_trunk(pixels))
+
+    @torch.no_grad()
+    def see_trunk(self, pixels: Sequence[Pixels]) -> Hidden:
+        """Return the trunk's output for a batch, from which `look` goes on."""
+        hidden: Hidden = self.trunk(self.backbone.images(pixels))
+        return hidden
 
     @torch.no_grad()
     def look(self, hidden: Hidden) -> Views:

@@ -135,7 +135,7 @@ class Learner:
         self.batch += 1
         if not batch:
             return Observation([], [], BufferChange([], []), [], refreshed=False, unfit=[])
-        hidden = snapshot.trunk(self.backbone.images([sample.pixels for sample in batch]))
+        hidden = snapshot.see_trunk([sample.pixels for sample in batch])
         views = snapshot.look(hidden)
         finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
         unfit: list[DeadLetter] = []

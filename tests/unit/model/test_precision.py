@@ -69,10 +69,9 @@ def test_an_adapter_is_added_before_it_is_rounded(small_model: Callable[[str], B
     tensors = {name: torch.randn_like(tensor) for name, tensor in tensors_of(bent).items()}
     whole = merged(top, answering, tensors, spec)
     name = "blocks.0.attention.qkv"
-    weight = top.get_submodule(name).weight.double()  # type: ignore[operator, union-attr]
+    weight = top.get_parameter(f"{name}.weight").double()
     exact = weight + tensors[f"{name}.B"].double() @ tensors[f"{name}.A"].double()
-    found = whole.get_submodule(name).weight
-    assert isinstance(found, torch.Tensor)
+    found = whole.get_parameter(f"{name}.weight")
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, atol=0, rtol=2**-8)
     shared = "blocks.0.ln_1"

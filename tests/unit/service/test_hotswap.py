@@ -9,6 +9,8 @@ import time
 import pytest
 
 from everlens.bus.versions import Follower
+from everlens.model.snapshot import Snapshot, Views
+from everlens.model.tower import Hidden
 from everlens.settings import Settings
 from service.hotswap import TRIES
 from tests.unit.service.api import Api
@@ -149,3 +151,18 @@ async def test_only_the_last_versions_are_kept(api: Api, photos):
     assert api.model.serving.versions == [0, 4, 5, 6, 7, 8, 9, 10, 11]
     assert (await api.ask(photos["cat"], version=4)).status_code == 200
     assert (await api.ask(photos["cat"], version=3)).status_code == 404
+
+
+async def test_a_swap_computes_only_what_a_version_brought(api: Api, photos, monkeypatch):
+    """The probe picture passes the towers once; a version without a new adapter passes nothing."""
+    seen = []
+    look = Snapshot.look
+
+    def looking(self: Snapshot, hidden: Hidden) -> Views:
+        seen.append(self.version)
+        return look(self, hidden)
+
+    monkeypatch.setattr(Snapshot, "look", looking)
+    for count in range(1, 4):
+        await api.served(api.publish(dict(list(photos.items())[:count]), learned_through=count))
+    assert [version for version in seen if version] == [1]  # 0 is what the test itself learns with

@@ -1,0 +1,72 @@
+"""
+The picture that every version answers before it serves. ⑧
+
+Only what a version brought is computed: the trunk's output and the frozen view of the picture are
+kept, and so is the tuned view while the adapter stays. So a swap holds the model thread, and the
+queries behind it, for a fraction of a forward pass, or for next to nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from everlens.errors import PartError
+from everlens.model.backbone import Backbone
+from everlens.model.snapshot import Snapshot, Views
+from everlens.model.tower import Hidden, Top
+from everlens.pixels import Pixels
+
+
+class Probe:
+    """Lets versions over one base model answer once; used on the model thread alone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.picture = probe_picture(backbone)
+        self._hidden: dict[int, Hidden] = {}  # by the number of blocks above the trunk
+        self._views: dict[tuple[int, Top | None], Views] = {}  # likewise, of the last tuned top
+
+    def ask(self, snapshot: Snapshot) -> None:
+        """
+        Return when a version answers with numbers.
+
+        Raises:
+            PartError: it cannot, or its probabilities are not finite.
+        """
+        try:
+            sums_B = self._answer(snapshot)
+        except Exception as error:  # whatever a hostile part makes the libraries raise
+            raise PartError(f"version {snapshot.version} cannot answer: {error}") from error
+        if not bool(torch.isfinite(sums_B).all()):
+            raise PartError(f"version {snapshot.version} answers with numbers that are not finite")
+
+    def _answer(self, snapshot: Snapshot) -> torch.Tensor:
+        views = self._seen(snapshot)
+        sums_B = torch.stack([view.sum(dim=-1) for view in views if view is not None]).sum(dim=0)
+        if snapshot.classes.names:
+            text_CE = snapshot.classes.text_CE
+            sums_B = sums_B + snapshot.answer(views, None, text_CE).probability_BK.sum(dim=-1)
+        return sums_B
+
+    def _seen(self, snapshot: Snapshot) -> Views:
+        cut = len(snapshot.frozen_top.blocks)
+        key = (cut, snapshot.tuned_top)
+        if key not in self._views:
+            if cut not in self._hidden:
+                self._hidden[cut] = snapshot.see_trunk([self.picture])
+            self._views = {key: snapshot.look(self._hidden[cut])}
+        return self._views[key]
+
+
+def warm_up(snapshot: Snapshot, batch_max: int) -> None:
+    """Answer batches of every size once: the first of each size takes several times as long."""
+    picture = probe_picture(snapshot.backbone)
+    for pictures in range(1, batch_max + 1):
+        snapshot.see([picture] * pictures)
+
+
+def probe_picture(backbone: Backbone) -> Pixels:
+    """Return a picture with all levels in it."""
+    size = backbone.pixels.size
+    ramp = np.linspace(0, 255, size * size * 3).astype(np.uint8)
+    return ramp.reshape(size, size, 3)
