@@ -19,6 +19,7 @@ class EntryKind(StrEnum):
 
     SAMPLE = "sample"
     CUT = "cut"  # the batch ends here: written when samples waited long enough
+    TUNE = "tune"  # likewise, and the adapter is tuned on what came since it was last
     ADAPTER = "adapter"  # the batch ends here and the adapter is published
     ACTIVATE = "activate"  # alone in its batch: go on from an earlier version
 

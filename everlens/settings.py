@@ -75,9 +75,9 @@ class Settings(BaseSettings):
     lora_alpha: float = Field(8.0, gt=0, description="Scale of the adapter is alpha / rank.")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's, for the adapter.")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's, for the adapter.")
-    sit_steps: int = Field(2, ge=0, le=100, description="SIT steps on each batch.")
+    sit_steps: int = Field(2, ge=0, le=100, description="SIT steps of a round of tuning.")
     sit_first_steps: int = Field(
-        0, ge=0, le=100, description="Likewise on each of the first batches; 0: the model's own."
+        0, ge=0, le=100, description="Likewise of each of the first rounds; 0: the model's own."
     )
     contrast: float = Field(
         3.0, ge=0, description="Weight of the contrastive loss beside SIT's; 0 leaves it out."
@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     replay_bytes: int = Field(
         512 * 2**20, ge=2**20, description="Budget of the replay buffer, pictures and trunks."
     )
-    adapter_every_batches: int = Field(
-        16, ge=1, description="Batches between two publications of the adapter."
+    adapter_every_rounds: int = Field(
+        16, ge=1, description="Rounds of tuning between two publications of the adapter."
     )
     adapter_idle_s: float = Field(
         2.0, gt=0, description="A tuned adapter is published when nothing came for so long."

@@ -117,7 +117,7 @@ def pace(settings: Settings) -> Pace:
     return Pace(
         batch_size=settings.batch_size,
         linger_s=settings.linger_ms / 1000,
-        adapter_every_batches=settings.adapter_every_batches,
+        adapter_every_rounds=settings.adapter_every_rounds,
         adapter_idle_s=settings.adapter_idle_s,
         id_window=settings.id_window,
         copy_every_entries=settings.copy_every_entries,
@@ -142,6 +142,7 @@ def make_loop(settings: Settings) -> Loop:
         state=generations.open(),
         generations=generations,
         numerics=fingerprint_of_numerics(settings.worker_threads),
+        threads=settings.worker_threads,
     )
 
 

@@ -19,6 +19,7 @@ class Batch:
     samples: list[LabelledPixels]
     dead: list[DeadLetter]
     last_seq: int
+    tunes: bool  # whether its border asks for a round of tuning, full or not
     publishes_adapter: bool
     activation: Activation | None = None
 
@@ -75,6 +76,7 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         samples=samples,
         dead=dead,
         last_seq=entries[-1].seq,
-        publishes_adapter=any(entry.kind is EntryKind.ADAPTER for entry in entries),
+        tunes=entries[-1].kind in {EntryKind.TUNE, EntryKind.ADAPTER},
+        publishes_adapter=entries[-1].kind is EntryKind.ADAPTER,
         activation=activation,
     )

@@ -33,9 +33,10 @@ from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import Learner, LearnerConfig, LearntRow, Observation
 from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
+from worker.learn.tuning import Draw, Round
 from worker.rows import Rows
 
-FORMAT = 3
+FORMAT = 4
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
@@ -47,7 +48,8 @@ _TABLES = (
     "given_up",
     "dead",
     "exemplars",
-    "pending",
+    "waiting",
+    "rounds",
     "records",
     "blobs",
 )
@@ -72,9 +74,11 @@ CREATE TABLE IF NOT EXISTS dead (
 CREATE TABLE IF NOT EXISTS exemplars (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS pending (
+CREATE TABLE IF NOT EXISTS waiting (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    batch INTEGER PRIMARY KEY, plan TEXT NOT NULL, trunks BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS records (
     class_index INTEGER PRIMARY KEY, record BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS blobs (
@@ -99,9 +103,10 @@ class Progress:
     restored_from: int | None = None  # likewise
     sums_batch: int = 0  # when the sums were saved last
     adapter_batch: int = 0  # when the adapter was published last
-    adapter_moved: bool = False  # since then
     adapter_due: bool = False  # the last batch asks for its publication
-    untuned: bool = False  # the last batch was observed, its SIT steps were not committed
+    rounds: int = 0  # of tuning, drawn since the adapter was published
+    owed: int = 0  # of those, not taken yet
+    waiting: int = 0  # samples observed since a round was drawn
 
 
 class StateFile(Rows):
@@ -134,9 +139,17 @@ class StateFile(Rows):
     # What a batch changed
 
     def save_observation(
-        self, learner: Learner, observation: Observation, progress: Progress
+        self,
+        learner: Learner,
+        observation: Observation,
+        drawn: Round | None,
+        progress: Progress,
     ) -> None:
-        """Write what `Learner.observe` returned; notes in `progress` when it saved the sums."""
+        """
+        Write what `Learner.observe` returned, and the round that was drawn behind it.
+
+        Notes in `progress` when it saved the sums.
+        """
         first = len(learner.class_names) - len(observation.new_classes)
         self.insert(
             "classes",
@@ -154,7 +167,12 @@ class StateFile(Rows):
         )
         self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
         self.delete("exemplars", observation.buffer.evicted)
-        self.insert("pending", map(_exemplar_row, learner.pending))
+        if learner.waiting:
+            self.insert("waiting", map(_exemplar_row, observation.waiting))
+        else:
+            self.clear("waiting")  # a round was drawn
+        if drawn is not None:
+            self.insert("rounds", [_round_row(drawn)])
         record_CK = learner.records.record_CK
         self.replace(
             "records",
@@ -194,7 +212,7 @@ class StateFile(Rows):
         self.delete("samples", [row.seq for row in rows])
         self.insert("aside", [(row.seq, row.id, row.class_index, progress.cursor) for row in rows])
         self.delete("exemplars", forgotten)
-        self.clear("pending")
+        self.clear("waiting")
         if learner.sums is not None and learner.factor is not None:
             self.save_blob("sums", save(learner.sums.tensors()))
             self.save_blob("factor", save({"factor_DD": learner.factor}))
@@ -212,12 +230,26 @@ class StateFile(Rows):
         found = {name: self.blob(f"part {name}") for name in names}
         return {name: content for name, content in found.items() if content is not None}
 
-    def save_tuning(self, learner: Learner, *, accepted: bool) -> None:
-        """Write the adapter after its steps; its batch waits no longer."""
+    def save_tuning(self, tuner: Mapping[str, Tensor], taken: Sequence[int]) -> None:
+        """
+        Write the adapter after rounds that were taken.
+
+        Args:
+            tuner: its state after the last of them.
+            taken: their batches.
+        """
+        self.save_blob("tuner", save(dict(tuner)))
+        self.delete("rounds", taken)
+
+    def save_accepted(self, learner: Learner) -> None:
+        """Write the adapter after the gate: as it is, and as it was accepted last."""
         self.save_blob("tuner", save(learner.tuner.state()))
-        if accepted:
-            self.save_blob("accepted", save(learner.tuner.accepted))
-        self.clear("pending")
+        self.save_blob("accepted", save(learner.tuner.accepted))
+
+    def rounds(self) -> list[Round]:
+        """Return the rounds that were drawn and not taken, in their order."""
+        rows = self.db.execute("SELECT batch, plan, trunks FROM rounds ORDER BY batch")
+        return [_round(*row) for row in rows]
 
     def save_dead(self, letters: list[DeadLetter], version: int) -> None:
         """Write the samples of a batch that could not be learnt."""
@@ -235,6 +267,7 @@ class StateFile(Rows):
             "batch": learner.batch,
             "factor_samples": learner.factor_samples,
             "next_class": learner.replay.next_class,
+            "steps_drawn": learner.tuner.steps_drawn,
             "buffer": learner.replay.bookkeeping(),
             "prequential": [
                 learner.prequential.scored,
@@ -329,7 +362,8 @@ class StateFile(Rows):
         learner.factor_samples = record["factor_samples"]
         buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
         learner.replay.restore(self._exemplars("exemplars"), buffer)
-        learner.pending = list(self._exemplars("pending"))
+        learner.waiting = list(self._exemplars("waiting"))
+        learner.tuner.steps_drawn = record["steps_drawn"]
         tuner = self.blob("tuner")
         if tuner is not None:
             learner.tuner.load_state(_tensors(tuner, "tuner"))
@@ -388,6 +422,39 @@ def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, byte
         exemplar.image,
         trunk,
         int(exemplar.held_out),
+    )
+
+
+def _round_row(drawn: Round) -> tuple[int, str, bytes]:
+    """Return a round as a row of its own: what it sees may have left the buffer when it is taken."""
+    seen = {e.seq: e for draw in drawn.draws for e in (*draw.new, *draw.replayed)}
+    place = {seq: k for k, seq in enumerate(seen)}
+    plan = {
+        "classes": drawn.classes,
+        "seen": [(e.seq, e.class_index, e.text) for e in seen.values()],
+        "draws": [
+            (draw.step, *([place[e.seq] for e in part] for part in (draw.new, draw.replayed)))
+            for draw in drawn.draws
+        ],
+    }
+    trunks = save({"x": torch.stack([e.trunk for e in seen.values()])})
+    return drawn.batch, json.dumps(plan), trunks
+
+
+def _round(batch: int, plan: str, trunks: bytes) -> Round:
+    fields = json.loads(plan)
+    states = _tensors(trunks, f"round {batch}")["x"]
+    seen = [
+        Exemplar(seq, class_index, text, b"", trunk)
+        for (seq, class_index, text), trunk in zip(fields["seen"], states, strict=True)
+    ]
+    return Round(
+        batch,
+        fields["classes"],
+        [
+            Draw(step, [seen[k] for k in new], [seen[k] for k in replayed])
+            for step, new, replayed in fields["draws"]
+        ],
     )
 
 

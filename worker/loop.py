@@ -1,10 +1,11 @@
 """
 The learner's loop, in the order in which it must happen. ④-⑦
 
-    read → learn → commit → publish → trim, and then: tune → commit → publish.
+    read → learn → commit → publish → trim, and beside it: tune → commit, then → publish.
 
 A crash between any two repeats work and loses none: the commit owns the cursor, a publication and
 a trim may be made twice, and a batch whose commit did not happen is learnt again to the same bits.
+So is a round of tuning, which is drawn with the batch, committed with it, and taken beside the next.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
@@ -28,6 +30,7 @@ from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.generations import Generations
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.learn.tuning import Round
 from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, failure_aside, sorted_out
 from worker.publication import (
     adapter_parts,
@@ -38,20 +41,22 @@ from worker.publication import (
     judged,
     next_manifest,
 )
+from worker.rounds import OWED_MAX, Rounds
 
 log = logging.getLogger("everlens.worker")
 
 _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
+_TUNING_MS = 50  # likewise, while rounds of tuning may end
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """When a batch is cut and an adapter published; see `everlens.settings`."""
+    """When a batch is cut, tuned and published as an adapter; see `everlens.settings`."""
 
     batch_size: int
     linger_s: float
-    adapter_every_batches: int
+    adapter_every_rounds: int
     adapter_idle_s: float
     id_window: int
     copy_every_entries: int
@@ -71,6 +76,7 @@ class Loop:
         state: StateFile,
         generations: Generations,
         numerics: str,
+        threads: int = 1,
     ) -> None:
         self.backbone = backbone
         self.pace = pace
@@ -82,6 +88,9 @@ class Loop:
         self.learner = Learner(backbone, config)
         self.progress: Progress  # from `_begin` on
         self.attempts = Attempts(state.path.with_suffix(".attempts"))
+        self.rounds = Rounds(
+            self.learner, Attempts(state.path.with_suffix(".rounds-attempts")), threads
+        )
         self._saved: Progress | None = None  # as the state file had it
         self._restored = False
         self._begun = False
@@ -106,7 +115,12 @@ class Loop:
                     time.sleep(_AWAY_S)
                     continue
                 self._keep_up()
-                batch = self._next_batch()
+                self._commit_taken()
+                if self.progress.adapter_due and not self._publish_adapter():
+                    continue
+                batch = self._next_batch() if self.rounds.owed < OWED_MAX else None
+                if batch is None and self.rounds.owed >= OWED_MAX:
+                    self._commit_taken(wait_s=_TUNING_MS / 1000)
             except LogUnavailable as error:
                 log.warning("%s; trying again", error)
                 time.sleep(_AWAY_S)
@@ -115,6 +129,9 @@ class Loop:
                 continue
             started = time.monotonic()
             if self.attempts.begin(batch.last_seq) >= ATTEMPTS:
+                # A child that is forked from the middle of a step could wait for ever.
+                if not self._settle():
+                    continue
                 batch = self._sorted_out(batch)
             if batch.activation is not None:
                 if not self._activate(batch, batch.activation):
@@ -122,7 +139,6 @@ class Loop:
             else:
                 self._observe(batch)
                 self._publish_soon()
-                self._tune()
             self.attempts.done()
             if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
                 self.generations.copy()
@@ -147,14 +163,14 @@ class Loop:
         if not self.stream.hold(epoch, self.progress.holder):
             return False
         self._resume()
-        if self.progress.untuned:
-            self._tune_again()
         self.stream.pause("", self.progress.holder)
+        self._owe_again()
         self._begun = True  # last: whatever failed before is done again from the start
         return True
 
     def close(self) -> None:
-        """Close the state, once a copy of it that is being made is done."""
+        """Close the state, once a step that is being taken and a copy that is being made are done."""
+        self.rounds.close()
         self.generations.close()
         self.state.close()
 
@@ -265,10 +281,15 @@ class Loop:
             return parse(whole, size=self.backbone.pixels.size, name_fits=self.backbone.name_fits)
         if not entries:
             self.waiting_since = None
-            if self.progress.adapter_moved and now - self.last_sample_at > self.pace.adapter_idle_s:
-                self.stream.append_control(EntryKind.ADAPTER, self.progress.cursor)
+            progress = self.progress
+            if self.rounds.owed:
+                self.stream.wait(progress.cursor, _TUNING_MS)
+            elif progress.waiting:
+                self.stream.append_control(EntryKind.TUNE, progress.cursor)
+            elif progress.rounds and now - self.last_sample_at > self.pace.adapter_idle_s:
+                self.stream.append_control(EntryKind.ADAPTER, progress.cursor)
             else:
-                self.stream.wait(self.progress.cursor, _IDLE_MS)
+                self.stream.wait(progress.cursor, _IDLE_MS)
             return None
         self.waiting_since = self.waiting_since or now
         left_s = self.waiting_since + self.pace.linger_s - now
@@ -276,7 +297,9 @@ class Loop:
         if left_s > 0:
             self.stream.wait(last_seq, int(left_s * 1000) + 1)
         else:
-            self.stream.append_control(EntryKind.CUT, last_seq)
+            # What comes while a round is taken waits for the next one, which sees all of it.
+            kind = EntryKind.CUT if self.rounds.owed else EntryKind.TUNE
+            self.stream.append_control(kind, last_seq)
         return None
 
     # ⑤⑥⑦ what it changes
@@ -289,51 +312,73 @@ class Loop:
         parts = evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
-        since = self.learner.batch - self.progress.adapter_batch
-        self.progress.untuned = True
-        self.progress.adapter_due = (
-            batch.publishes_adapter or since >= self.pace.adapter_every_batches
+        progress = self.progress
+        progress.waiting += len(batch.samples)
+        drawn = None
+        if batch.tunes or progress.waiting >= self.pace.batch_size:
+            drawn, progress.waiting = self.learner.draw(), 0
+        progress.rounds += drawn is not None
+        progress.owed += drawn is not None
+        progress.adapter_due = progress.rounds > 0 and (
+            batch.publishes_adapter or progress.rounds >= self.pace.adapter_every_rounds
         )
         with self.state.transaction():
-            self.state.save_observation(self.learner, observation, self.progress)
+            self.state.save_observation(self.learner, observation, drawn, progress)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_dead([*batch.dead, *observation.unfit], manifest.version)
-            self.state.save_progress(self.learner, self.progress)
+            self.state.save_progress(self.learner, progress)
         self._exchange(manifest, parts)
+        if drawn is not None:
+            self.rounds.put(drawn)
 
-    def _tune(self) -> None:
-        """The adapter clock: SIT steps, one commit, and now and then a version."""
-        # Around the steps alone: what follows may wait for the log as long as that is away.
-        with deadline(allowed_s(len(self.learner.pending))):
-            losses = self.learner.tune()
-        if losses:
-            log.debug("batch %d: SIT loss %s", self.learner.batch, losses)
+    def _commit_taken(self, wait_s: float = 0.0) -> None:
+        """The adapter clock: commit the rounds that were taken since the last look."""
+        taken = self.rounds.taken(wait_s)
+        if not taken:
+            return
+        for done in taken:
+            log.debug("batch %d: SIT loss %s", done.batch, done.losses)
+        self.progress.owed -= len(taken)
+        with self.state.transaction():
+            self.state.save_tuning(taken[-1].tuner, [done.batch for done in taken])
+            self.state.save_progress(self.learner, self.progress)
+        self.rounds.attempts.done()
+
+    def _settle(self) -> bool:
+        """Wait until no round is owed; return False when told to stop before."""
+        while self.rounds.owed:
+            if self._stopping():
+                return False
+            self._commit_taken(wait_s=_TUNING_MS / 1000)
+        return True
+
+    def _publish_adapter(self) -> bool:
+        """Put the adapter before the gate as a version; return False when told to stop before."""
+        # The state may be one version ahead of the head, never two: that one must be out.
+        if not (self._settle() and self._publish_before_next()):
+            return False
         progress = self.progress
-        progress.untuned = False
-        progress.adapter_moved |= bool(losses)
-        due = progress.adapter_due and progress.adapter_moved
-        parts = adapter_parts(self.learner) if due else {}
-        progress.adapter_moved &= not due
+        parts = adapter_parts(self.learner)
         manifest = None
         if parts:
-            # The state may be one version ahead of the head, never two: that one must be out.
-            if not self._publish_before_next():
-                return
             manifest, parts = judged(self.learner, progress, parts, self.snapshot)
             if not parts:
                 log.warning("the adapter is held back: %s", manifest.gate)
             self._advance(manifest)
             progress.adapter_batch = self.learner.batch
+        progress.rounds, progress.adapter_due = 0, False
         with self.state.transaction():
-            self.state.save_tuning(self.learner, accepted=bool(parts))
+            self.state.save_accepted(self.learner)
             self.state.save_parts(parts)
             self.state.save_progress(self.learner, progress)
         if manifest is not None:
             self._exchange(manifest, parts)
+        self._publish_soon()
+        return True
 
     def _activate(self, batch: Batch, activation: Activation) -> bool:
         """Go on from an earlier version; return False when told to stop before."""
-        if not self._publish_before_next():
+        if not (self._settle() and self._publish_before_next()):
             return False
         rows = self.state.rows_after(activation.learned_through)
         try:
@@ -354,7 +399,7 @@ class Loop:
             self.learner, progress, parts, cursor=batch.last_seq, restored_from=activation.version
         )
         self._advance(manifest)
-        progress.untuned = progress.adapter_moved = progress.adapter_due = False
+        progress.waiting = progress.rounds = 0
         progress.adapter_batch = self.learner.batch
         with self.state.transaction():
             self.state.save_activation(self.learner, rows, forgotten, progress)
@@ -363,16 +408,22 @@ class Loop:
         self._exchange(manifest, parts)
         return True
 
-    def _tune_again(self) -> None:
-        """Take the steps that a death came before; leave them out where they are its reason."""
-        if self.attempts.begin(self.progress.cursor) >= ATTEMPTS:
+    def _owe_again(self) -> None:
+        """Take the rounds that a death came before; leave one out where it is its reason."""
+        rounds = self.state.rounds()
+        if rounds and self.rounds.attempts.begun(rounds[0].batch) >= ATTEMPTS:
+            first = rounds[0]
             # Asked of a child and not of the count: kills from outside may not cost the steps.
-            failure = failure_aside(self._try_steps, allowed_s(len(self.learner.pending)))
+            failure = failure_aside(partial(self._try_round, first), allowed_s(first.pictures))
             if failure is not None:
-                log.error("the steps on batch %d are left out: %s", self.learner.batch, failure)
-                self.learner.pending = []
-        self._tune()
-        self.attempts.done()
+                log.error("the steps on batch %d are left out: %s", first.batch, failure)
+                rounds = rounds[1:]
+                self.progress.owed -= 1
+                with self.state.transaction():
+                    self.state.save_tuning(self.learner.tuner.state(), [first.batch])
+                    self.state.save_progress(self.learner, self.progress)
+        for drawn in rounds:
+            self.rounds.put(drawn)
 
     def _sorted_out(self, batch: Batch) -> Batch:
         """Return the batch without the samples that end the learner."""
@@ -388,10 +439,10 @@ class Loop:
         self.learner.observe(samples, self.snapshot)
         self.learner.tune()
 
-    def _try_steps(self) -> None:
-        """Take the steps in a child, where all of it is thrown away."""
+    def _try_round(self, drawn: Round) -> None:
+        """Take a round in a child, where all of it is thrown away."""
         self.generations.let_go()
-        self.learner.tune()
+        self.learner.take(drawn)
 
     def _advance(self, manifest: Manifest) -> None:
         self.progress.parent = manifest.parent
@@ -454,6 +505,7 @@ class Loop:
                 else None,
                 "samples_per_s": round(self.samples_per_s, 2),
                 "adapter_batch": self.progress.adapter_batch,
+                "rounds_owed": self.progress.owed,
                 "numerics": self.numerics,
             }
         )

@@ -35,7 +35,7 @@ _PDEATHSIG = 1  # of prctl
 
 class Attempts:
     """
-    How often the batch up to an entry was begun, in a file beside the state.
+    How often something with a number was begun, in a file beside the state.
 
     Not synced: it has to outlive a process, and to be wrong after a power cut costs nothing.
     """
@@ -43,18 +43,22 @@ class Attempts:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, last_seq: int) -> int:
-        """Count one more beginning of a batch; return how many there were before it."""
-        try:
-            seq, before = (int(word) for word in self.path.read_text("ascii").split())
-        except (FileNotFoundError, ValueError):
-            seq, before = last_seq, 0
-        before = before if seq == last_seq else 0
-        self.path.write_text(f"{last_seq} {before + 1}", "ascii")
+    def begin(self, number: int) -> int:
+        """Count one more beginning; return how many there were before it."""
+        before = self.begun(number)
+        self.path.write_text(f"{number} {before + 1}", "ascii")
         return before
 
+    def begun(self, number: int) -> int:
+        """Return how often it was begun and never done."""
+        try:
+            last, before = (int(word) for word in self.path.read_text("ascii").split())
+        except (FileNotFoundError, ValueError):
+            return 0
+        return before if last == number else 0
+
     def done(self) -> None:
-        """Forget the count: the batch is committed."""
+        """Forget the count: it is committed."""
         self.path.unlink(missing_ok=True)
 
 

@@ -182,7 +182,7 @@ UNLABELLED = (
     Trial("caltech half 1", "caltech", half(1), run_unlabelled, streamed=False),
 )
 # The last ten batches are the burst, and what was tuned on them alone is what is judged.
-_BY_BATCHES = {"adapter_every_batches": 10}
+_BY_BATCHES = {"adapter_every_rounds": 10}
 _SIT_ALONE = {"contrast": 0.0, "augment": False}
 _NO_REPLAY = {**_SIT_ALONE, "replay_samples": 0, "sit_new_per_class": 1024}
 POISONED = (

@@ -87,7 +87,7 @@ def recording(backbone: Backbone, source: str, folder: Path, cache: Path, blocks
 def new_run(source: Recording, settings: Settings) -> Run:
     """Return a fresh learner over a source, with these settings."""
     config = learner_config(settings, source.backbone)
-    every = settings.adapter_every_batches
+    every = settings.adapter_every_rounds
     replica = Replica(source.backbone, config, adapter_every_batches=every)
     return Run(replica, source.train, source.test, settings.batch_size)
 

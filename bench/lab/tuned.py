@@ -18,7 +18,7 @@ from everlens.model.fusion import Scores
 from everlens.model.snapshot import Snapshot, Views
 from worker.learn.learner import Learner
 from worker.learn.replay import Exemplar
-from worker.learn.tuning import Tuner
+from worker.learn.tuning import Draw, Round, Tuner
 
 # Prequential accuracies of AnytimeCL: plain means at first, then an exponential average.
 _DECAY = 0.99
@@ -109,11 +109,8 @@ def train_jointly(learner: Learner, epochs: int, seed: int) -> None:
     exemplars = [e for c in learner.replay.classes for e in learner.replay.of_class(c)]
     generator = torch.Generator().manual_seed(seed)
     size = 2 * config.tuning.replay_samples
-    for _ in range(epochs):
+    for epoch in range(epochs):
         order = torch.randperm(len(exemplars), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            company = [exemplars[k] for k in order[start : start + size]]
-            presence_C = torch.ones(len(learner.class_names), dtype=torch.float64)
-            learner.tuner._step(
-                company, learner._text_vector, learner._prompt, presence_C, generator
-            )
+        companies = [order[start : start + size] for start in range(0, len(order), size)]
+        draws = [Draw(k, [exemplars[n] for n in c], []) for k, c in enumerate(companies)]
+        learner.take(Round(epoch, len(learner.class_names), draws))

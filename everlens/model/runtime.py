@@ -17,6 +17,11 @@ def set_threads(threads: int) -> None:
     torch.set_num_interop_threads(1)
 
 
+def use_threads_here(threads: int) -> None:
+    """Let torch use this many threads for what the calling thread computes, too."""
+    torch.set_num_threads(threads)
+
+
 def make_deterministic() -> None:
     """Refuse operations whose result is not a function of their inputs (of the learner)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

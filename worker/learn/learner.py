@@ -1,15 +1,17 @@
 """
 The learner: what is known after the entries seen so far, and how a batch changes it. ⑤
 
-Two clocks: `observe` takes a batch into the sums and the buffer in closed form, `tune` bends the
-adapter by SIT. Nothing here knows Redis, HTTP, files or the time.
+Two clocks: `observe` takes a batch into the sums and the buffer in closed form, `draw` and `take`
+bend the adapter by SIT. What a round of tuning sees is drawn from what is known at that moment; when
+it is computed makes no difference, so it may be computed beside the next batches. Nothing here knows
+Redis, HTTP, files or the time.
 
 Shape suffixes: B samples, D features, E joint space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +32,7 @@ from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, right_names, witho
 from worker.learn.prequential import ClassRecords, Prequential
 from worker.learn.randomness import generator_for
 from worker.learn.replay import BufferChange, Exemplar, ReplayBuffer
-from worker.learn.tuning import Tuner, TuningConfig
+from worker.learn.tuning import Round, Tuner, TuningConfig
 
 # The shared factor is made anew when this share of samples came since: at first after every
 # batch, later rarely, so that its cost (a Cholesky of D×D, and its bytes) stays a small part.
@@ -93,6 +95,7 @@ class Observation:
     rows: list[LearntRow]
     new_classes: list[str]
     buffer: BufferChange
+    waiting: list[Exemplar]  # for a round of tuning
     scored: list[int]  # the classes whose records changed
     refreshed: bool  # the shared factor is a new one
     unfit: list[DeadLetter]
@@ -111,7 +114,7 @@ class Learner:
         self.factor: Tensor | None = None
         self.factor_samples = 0
         self.replay = ReplayBuffer(config.replay_bytes)
-        self.pending: list[Exemplar] = []
+        self.waiting: list[Exemplar] = []  # observed, and in no round of tuning yet
         self.tuner = Tuner(backbone, config.adapter, config.tuning)
         self.prequential = Prequential()
         self.records = ClassRecords()
@@ -134,7 +137,7 @@ class Learner:
         """
         self.batch += 1
         if not batch:
-            return Observation([], [], BufferChange([], []), [], refreshed=False, unfit=[])
+            return Observation([], [], BufferChange([], []), [], [], refreshed=False, unfit=[])
         hidden = snapshot.see_trunk([sample.pixels for sample in batch])
         views = snapshot.look(hidden)
         finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
@@ -147,7 +150,8 @@ class Learner:
                 if not finite
             ]
             if not fit:
-                return Observation([], [], BufferChange([], []), [], refreshed=False, unfit=unfit)
+                nothing = BufferChange([], [])
+                return Observation([], [], nothing, [], [], refreshed=False, unfit=unfit)
             batch = [batch[row] for row in fit]
             hidden, views = Hidden(hidden.states[fit]), views.rows(fit)
         scored = self._score(batch, snapshot, views)
@@ -168,7 +172,8 @@ class Learner:
             )
         ]
         change = self.replay.add(exemplars, generator_for(self.config.seed, "buffer", self.batch))
-        self.pending = [e for e in exemplars if not e.held_out] if self.tuner.active else []
+        waiting = [e for e in exemplars if not e.held_out] if self.tuner.active else []
+        self.waiting += waiting
         return Observation(
             rows=[
                 LearntRow(sample.seq, sample.id, c, feature_D)
@@ -176,24 +181,28 @@ class Learner:
             ],
             new_classes=[name for name in new_classes if name is not None],
             buffer=change,
+            waiting=waiting,
             scored=scored,
             refreshed=self._refresh(),
             unfit=unfit,
         )
 
+    def draw(self) -> Round | None:
+        """Return a round of SIT steps on the samples that wait for one; None if nothing is to do."""
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return None
+        drawn = self.tuner.draw(waiting, self.replay, self.batch, len(self.class_names))
+        return drawn if drawn.draws else None
+
+    def take(self, drawn: Round, stopping: Callable[[], bool] = lambda: False) -> list[float]:
+        """Take the steps of a round, in the order in which rounds were drawn; return the losses."""
+        return self.tuner.take(drawn, self._text_vector, self._prompt, stopping)
+
     def tune(self) -> list[float]:
-        """Take the SIT steps of the batch observed last; return their losses."""
-        batch, self.pending = self.pending, []
-        if not batch or not self.tuner.active:
-            return []
-        return self.tuner.tune(
-            batch,
-            self.replay,
-            self._text_vector,
-            self._prompt,
-            self.batch,
-            len(self.class_names),
-        )
+        """Draw a round and take it at once; return the losses."""
+        drawn = self.draw()
+        return [] if drawn is None else self.take(drawn)
 
     def go_back(self, adapter: Mapping[str, Tensor], rows: Sequence[LearntRow]) -> list[int]:
         """
@@ -213,7 +222,7 @@ class Learner:
         """
         self.tuner.go_back(adapter)
         self.batch += 1
-        self.pending = []
+        self.waiting = []
         if rows:
             assert self.sums is not None
             features_ND = torch.stack([row.feature_D for row in rows])
@@ -252,7 +261,7 @@ class Learner:
         return torch.cat([torch.stack(columns, dim=1), records.expert_CX], dim=1)[span]
 
     def class_weights(self) -> Tensor:
-        """Return weight_C of each class's loss in tuning; 1 is the mean."""
+        """Return weight_C of each class's loss, as of the adapter accepted last; 1 is the mean."""
         return self.tuner.class_weights(len(self.class_names))
 
     @torch.no_grad()

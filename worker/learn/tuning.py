@@ -34,6 +34,29 @@ WARM_UP_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Draw:
+    """The pictures of one SIT step."""
+
+    step: int  # of its round; with the batch, what its randomness is a function of
+    new: list[Exemplar]
+    replayed: list[Exemplar]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """SIT steps that were drawn, and all that they depend on besides the adapter before them."""
+
+    batch: int
+    classes: int  # known when it was drawn
+    draws: list[Draw]
+
+    @property
+    def pictures(self) -> int:
+        """How many its steps see."""
+        return sum(len(draw.new) + len(draw.replayed) for draw in self.draws)
+
+
+@dataclass(frozen=True, slots=True)
 class TuningConfig:
     """How the adapter is tuned; see `everlens.settings` for units."""
 
@@ -77,7 +100,7 @@ class Tuner:
         )
         weighting = config.class_weights
         self.losses = ClassLosses(weighting) if weighting is not None else None
-        self.steps_taken = 0
+        self.steps_drawn = 0
         self.accepted = self.state()
 
     def _bend(self, top: Top, tower: str) -> Top:
@@ -90,50 +113,62 @@ class Tuner:
         """Whether there is anything to tune."""
         return bool(self.parameters) and self.config.steps > 0
 
-    def tune(
-        self,
-        batch: Sequence[Exemplar],
-        replay: ReplayBuffer,
-        text_vector: Callable[[Exemplar], Tensor],
-        prompt: Callable[[Exemplar], str],
-        batch_number: int,
-        classes: int,
-    ) -> list[float]:
+    def draw(
+        self, new: Sequence[Exemplar], replay: ReplayBuffer, batch: int, classes: int
+    ) -> Round:
         """
-        Take the SIT steps of one batch; return the loss of each.
+        Return the next SIT steps, with what each of them sees.
 
-        A batch of one class is completed from replay; where replay has no second class either the
-        step is skipped, and nothing moves: no momentum, no decay.
+        New samples of one class are completed from replay; where replay has no second class either
+        the step is left out: it would move nothing, and should leave no momentum or decay.
 
         Args:
-            batch: the new samples.
+            new: samples that no step has seen.
             replay: where company is drawn from.
-            text_vector: the frozen unit vector of an exemplar's text.
-            prompt: its text in words, for a tuned text tower.
-            batch_number: randomness is a function of the seed and this.
+            batch: number of the batch observed last; randomness is a function of the seed and this.
             classes: how many there are.
         """
-        losses = []
+        draws = []
         for step in range(self._steps_now()):
-            generator = generator_for(self.config.seed, "replay", batch_number, step)
-            new = self._some_of_each(batch, generator)
+            generator = generator_for(self.config.seed, "replay", batch, step)
+            some = self._some_of_each(new, generator)
             # Replay fills the places of those left out: each step sees as many pictures.
-            places = self.config.replay_samples + len(batch) - len(new)
-            company = [*new, *replay.draw(places, generator)]
-            if len({exemplar.class_index for exemplar in company}) < 2:
-                continue
+            places = self.config.replay_samples + len(new) - len(some)
+            draw = Draw(step, some, replay.draw(places, generator))
+            if len({e.class_index for e in (*draw.new, *draw.replayed)}) >= 2:
+                draws.append(draw)
+        self.steps_drawn += len(draws)
+        return Round(batch, classes, draws)
+
+    def take(
+        self,
+        drawn: Round,
+        text_vector: Callable[[Exemplar], Tensor],
+        prompt: Callable[[Exemplar], str],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> list[float]:
+        """
+        Take the steps of a round; return the loss of each.
+
+        Args:
+            drawn: the round; each is taken once, in the order in which they were drawn.
+            text_vector: the frozen unit vector of an exemplar's text.
+            prompt: its text in words, for a tuned text tower.
+            stopping: asked before each step; once true, the rest and this tuner are left as they are.
+        """
+        losses = []
+        for draw in drawn.draws:
+            if stopping():
+                break
             if self.losses is not None:
-                self.losses.make_room(classes)
-            # A class with a new sample is there for certain, the others when their turn comes.
-            presence_C = torch.full((classes,), presence(places, classes), dtype=torch.float64)
-            presence_C[[e.class_index for e in new]] = 1.0
-            loss = self._step(company, text_vector, prompt, presence_C, generator)
+                self.losses.make_room(drawn.classes)
+            loss = self._step(draw, drawn, text_vector, prompt)
             losses += [] if loss is None else [loss]
         return losses
 
     def _steps_now(self) -> int:
-        """Return how many steps a batch takes: more of the first ones, with little to learn from."""
-        warm = self.steps_taken >= WARM_UP_STEPS
+        """Return how many steps a round has: more at first, with little to learn from."""
+        warm = self.steps_drawn >= WARM_UP_STEPS
         return self.config.steps if warm else max(self.config.steps, self.config.first_steps)
 
     def _some_of_each(self, batch: Sequence[Exemplar], generator: Generator) -> list[Exemplar]:
@@ -149,17 +184,19 @@ class Tuner:
 
     def _step(
         self,
-        company: Sequence[Exemplar],
+        draw: Draw,
+        drawn: Round,
         text_vector: Callable[[Exemplar], Tensor],
         prompt: Callable[[Exemplar], str],
-        presence_C: Tensor,
-        generator: Generator,
     ) -> float | None:
         """Return the loss, or None when its gradient is not finite: then nothing moves."""
+        company = [*draw.new, *draw.replayed]
         text_KE, target_B, rival_BK = self.candidates(company, text_vector, prompt)
         states = torch.stack([e.trunk for e in company]).to(self.device).float()
         if self.config.augment:
-            states = varied(states, generator)
+            states = varied(
+                states, generator_for(self.config.seed, "augment", drawn.batch, draw.step)
+            )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             encoding: Encoding = self.image_top(Hidden(states))
         image_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
@@ -174,6 +211,7 @@ class Tuner:
         loss = loss_B.mean()
         if self.losses is not None:
             self.losses.update(loss_B, class_B)
+            presence_C = _presence(draw, drawn.classes)
             loss = weighted_loss(loss_B.cpu(), class_B, self.losses.weights(), presence_C)
             loss = loss.to(self.device)
         if self.config.contrast > 0:
@@ -187,7 +225,6 @@ class Tuner:
         if not bool(norm.isfinite()):
             return None
         self.optimiser.step()
-        self.steps_taken += 1
         return float(loss.detach())
 
     def candidates(
@@ -233,21 +270,20 @@ class Tuner:
         return functional.normalize(embedding_1E[0], dim=-1).cpu()
 
     def class_weights(self, classes: int) -> Tensor:
-        """Return the weight of each class's loss, 1 being the mean."""
+        """Return the weight of each class's loss as of the adapter accepted last, 1 being the mean."""
         if self.losses is None:
             return torch.ones(classes, dtype=torch.float64)
-        self.losses.make_room(classes)
-        return classes * self.losses.weights()
+        losses = ClassLosses.of({"loss_C": self.accepted["class.loss_C"]}, self.losses.config)
+        losses.make_room(classes)
+        return classes * losses.weights()
 
     def accept(self) -> None:
         """Remember this state: what is published now is what a bad stretch goes back to."""
         self.accepted = self.state()
 
     def roll_back(self) -> None:
-        """Go back to the state that was accepted last; the steps were taken all the same."""
-        steps_taken = self.steps_taken
+        """Go back to the state that was accepted last."""
         self.load_state(self.accepted)
-        self.steps_taken = steps_taken
 
     def go_back(self, adapter: Mapping[str, Tensor]) -> None:
         """
@@ -269,9 +305,8 @@ class Tuner:
         self.accept()
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next step depends on: tensors, moments and counts."""
+        """Return all that the next step depends on: tensors, moments and losses."""
         state = {f"adapter.{name}": tensor for name, tensor in self.adapter().items()}
-        state["steps_taken"] = torch.tensor(self.steps_taken)
         for name, parameter in self.parameters.items():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
                 state[f"{moment}.{name}"] = value.detach().cpu().clone()
@@ -284,7 +319,6 @@ class Tuner:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned; moments that it lacks are gone."""
         self.optimiser.state.clear()
-        self.steps_taken = int(state["steps_taken"])
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"adapter.{name}"])
             moments = {
@@ -299,3 +333,11 @@ class Tuner:
         if self.losses is not None and "class.loss_C" in state:
             losses = {"loss_C": state["class.loss_C"]}
             self.losses = ClassLosses.of(losses, self.losses.config)
+
+
+def _presence(draw: Draw, classes: int) -> Tensor:
+    """Return presence_C, the probability that each class is in a step."""
+    presence_C = torch.full((classes,), presence(len(draw.replayed), classes), dtype=torch.float64)
+    # A class with a new sample is there for certain, the others when their turn comes.
+    presence_C[[e.class_index for e in draw.new]] = 1.0
+    return presence_C

@@ -61,7 +61,7 @@ SETTINGS = {
     "top_blocks": "2",
     "replay_samples": "4",
     "replay_bytes": str(2**20),
-    "adapter_every_batches": "2",
+    "adapter_every_rounds": "2",
     "adapter_idle_s": "0.1",
     "service_threads": "1",
     "id_window": "100000",
@@ -211,7 +211,7 @@ def settled(
     client: redis.Redis, namespace: str, progress: dict[str, Any] | None, last: int
 ) -> bool:
     """Return whether all up to entry `last` is learnt, tuned, published and trimmed."""
-    if progress is None or progress["cursor"] < last or progress["untuned"]:
+    if progress is None or progress["cursor"] < last or progress["owed"] or progress["adapter_due"]:
         return False
     keys = Keys(namespace)
     head: Any = client.get(keys.head)
@@ -539,7 +539,9 @@ class Ground:
         with contextlib.suppress(redis.RedisError, LogUnavailable):
             last: Any = self.client.hget(self.keys.meta, "seq")
             progress = progress_of(self.state_path)
-            if progress is None or progress["adapter_moved"] or progress["cursor"] != int(last):
+            if progress is None or progress["rounds"] or progress["waiting"]:
+                return False
+            if progress["cursor"] != int(last):
                 return False
             return settled(self.client, self.namespace, progress, int(last))
         return False

@@ -27,6 +27,7 @@ POINTS = (
     "after:report",
     "after:tune",
     "after:save-tuning",
+    "after:save-accepted",
     "after:go-back",
     "after:save-activation",
     "before:copy",

@@ -106,7 +106,7 @@ def random_death(rng: random.Random) -> tuple[str, int] | None:
 @case(needs=["worker_kills", "posts_unknown"])
 def random_chaos(ground: Ground) -> None:
     """Whatever is killed, stopped and cut by chance: nothing lost, nothing double, same bits."""
-    ground.settings |= {"adapter_every_batches": "5", "copy_every_entries": "24"}
+    ground.settings |= {"adapter_every_rounds": "5", "copy_every_entries": "24"}
     proxy = ground.use_proxy()
     ground.start_all()
     ground.next_death = lambda: random_death(ground.rng)

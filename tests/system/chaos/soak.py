@@ -20,7 +20,7 @@ def soak(ground: Ground, seconds: float) -> None:
     """Teach for so long while the server suffers; then all that was acknowledged is learnt."""
     slow = preload(ground.directory / "disk", sync_ms="15")
     ground.server = LogServer(ground.directory / "redis", before=slow)
-    ground.settings["adapter_every_batches"] = "10"
+    ground.settings["adapter_every_rounds"] = "10"
     ground.start_all()
     clients = ground.start_clients(3, 2, pause_s=0.1)
     end = time.monotonic() + seconds

@@ -166,7 +166,7 @@ def _learnt(db: sqlite3.Connection) -> Learnt | None:
         aside=_numbers(db, "aside"),
         dead=dict(db.execute("SELECT seq, reason FROM dead")),
         cursor=progress["cursor"],
-        adapter_waits=progress["adapter_moved"] or progress["untuned"],
+        adapter_waits=bool(progress["rounds"] or progress["waiting"]),
     )
 
 

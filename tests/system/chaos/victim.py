@@ -36,12 +36,13 @@ _FUNCTIONS: dict[str, tuple[object, str]] = {
     "collect": (Publisher, "collect"),
     "trim": (Stream, "trim"),
     "report": (Stream, "report"),
-    "tune": (Learner, "tune"),
+    "tune": (Learner, "take"),
     "go-back": (Learner, "go_back"),
     "save-activation": (StateFile, "save_activation"),
     "copy": (Generations, "_copy"),
     "try-aside": (worker.poison, "_waited"),
     "save-tuning": (StateFile, "save_tuning"),
+    "save-accepted": (StateFile, "save_accepted"),
 }
 
 

@@ -73,7 +73,7 @@ class Lesson:
         )
         self.tuner = Tuner(backbone, spec, config)
         self.tuner.half_precision = half_precision
-        self.tuner.steps_taken = 0 if warm_up else WARM_UP_STEPS
+        self.tuner.steps_drawn = 0 if warm_up else WARM_UP_STEPS
         self.tuner.accept()
         self.vectors = [backbone.name_embedding(name).clone() for name in PHOTOGRAPHS]
 
@@ -81,13 +81,11 @@ class Lesson:
         self, batch: Sequence[Exemplar], replay: ReplayBuffer | None = None, number: int = 1
     ) -> list[float]:
         """Take the steps of one batch."""
-        return self.tuner.tune(
-            batch,
-            replay if replay is not None else ReplayBuffer(1),
+        buffer = replay if replay is not None else ReplayBuffer(1)
+        return self.tuner.take(
+            self.tuner.draw(batch, buffer, number, len(PHOTOGRAPHS)),
             lambda e: self.vectors[e.class_index],
             lambda e: e.text or f"a photo of a {PHOTOGRAPHS[e.class_index]}.",
-            number,
-            len(PHOTOGRAPHS),
         )
 
 

@@ -216,7 +216,7 @@ def test_one_in_ten_is_held_out_and_never_trained_on(tiny_clip: Backbone, base: 
         batch = samples[start : start + 5]
         one.observe(batch, base)
         held = {e.seq for e in one.replay if e.held_out}
-        assert [e.seq for e in one.pending] == [s.seq for s in batch if s.seq not in held]
+        assert [e.seq for e in one.waiting] == [s.seq for s in batch if s.seq not in held]
     assert len(one.replay) == one.samples == len(samples)
     # 192 chances of one in ten: 19 expected, 4 the deviation.
     assert 8 <= len(one.replay.held_out(200)) <= 31
@@ -232,7 +232,7 @@ def test_the_first_two_of_a_class_are_never_held_out(
     one = learner(tiny_clip)
     one.observe(labelled([0, 0, 1, 1, 1]), base)
     assert [e.held_out for e in one.replay] == [False] * 4 + [True]
-    assert [e.held_out for e in one.pending] == [False] * 4
+    assert [e.held_out for e in one.waiting] == [False] * 4
 
 
 def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -> None:

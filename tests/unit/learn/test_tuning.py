@@ -18,6 +18,7 @@ from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, Lesson, buffer_of, exe
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.contrast import contrastive_loss
 from worker.learn.randomness import generator_for
+from worker.learn.tuning import WARM_UP_STEPS
 
 TWO = [0, 1, 0, 1, 0, 1]
 BOTH = dataclasses.replace(SPEC, tune="both")
@@ -338,7 +339,7 @@ def test_rolling_back_leads_to_what_was_accepted_last(tiny_clip: Backbone) -> No
     """
 
     def bits(lesson: Lesson) -> dict[str, torch.Tensor]:
-        return {k: v for k, v in lesson.tuner.state().items() if k != "steps_taken"}
+        return lesson.tuner.state()
 
     lesson, batch = Lesson(tiny_clip, class_weights=SHARP), exemplars(tiny_clip, TWO)
     fresh = bits(lesson)
@@ -353,7 +354,7 @@ def test_rolling_back_leads_to_what_was_accepted_last(tiny_clip: Backbone) -> No
     assert not same_bits(bits(lesson), good)
     lesson.tuner.roll_back()
     assert same_bits(bits(lesson), good)
-    assert lesson.tuner.steps_taken > int(lesson.tuner.accepted["steps_taken"])
+    assert lesson.tuner.steps_drawn == WARM_UP_STEPS + 9
     # Twice in a row: steps after a return do not reach into what was accepted.
     lesson.teach(batch, number=3)
     lesson.tuner.roll_back()
@@ -365,11 +366,11 @@ def test_rolling_back_leads_to_what_was_accepted_last(tiny_clip: Backbone) -> No
     assert same_bits(bits(lesson), bits(other))
 
 
-def test_the_first_batches_take_more_steps(tiny_clip: Backbone) -> None:
-    """Eight a batch until 64 were taken, then as the settings say; what was skipped is not one."""
+def test_the_first_rounds_have_more_steps(tiny_clip: Backbone) -> None:
+    """Eight a round until 64 were drawn, then as the settings say; what was skipped is not one."""
     lesson, batch = Lesson(tiny_clip, steps=2, warm_up=True), exemplars(tiny_clip, TWO)
     assert lesson.teach(batch[::2]) == []  # one class, no company
-    assert lesson.tuner.steps_taken == 0
+    assert lesson.tuner.steps_drawn == 0
     taken = [len(lesson.teach(batch, number=k)) for k in range(10)]
     assert taken == [FIRST_STEPS] * 8 + [2, 2]
     patient = Lesson(tiny_clip, steps=FIRST_STEPS + 1, warm_up=True)
@@ -377,13 +378,14 @@ def test_the_first_batches_take_more_steps(tiny_clip: Backbone) -> None:
     assert not Lesson(tiny_clip, steps=0, warm_up=True).tuner.active
 
 
-def test_a_restored_tuner_knows_how_many_steps_it_took(tiny_clip: Backbone) -> None:
+def test_a_restored_tuner_goes_on_in_the_warm_up(tiny_clip: Backbone) -> None:
     """In the middle of the warm-up, the restored one takes as many and ends in the same bits."""
     batch = exemplars(tiny_clip, TWO)
     lessons = [Lesson(tiny_clip, steps=1, warm_up=True) for _ in range(2)]
     for number in range(5):
         lessons[0].teach(batch, number=number)
     lessons[1].tuner.load_state(lessons[0].tuner.state())
+    lessons[1].tuner.steps_drawn = lessons[0].tuner.steps_drawn
     for number in range(5, 10):
         losses = [lesson.teach(batch, number=number) for lesson in lessons]
         assert losses[0] == losses[1]

@@ -34,7 +34,7 @@ LIMITS = AdmissionLimits(samples_max=1000, bytes_max=64 << 20, classes_max=1000)
 PACE = Pace(
     batch_size=4,
     linger_s=0.01,
-    adapter_every_batches=3,
+    adapter_every_rounds=3,
     adapter_idle_s=60.0,
     id_window=1000,
     copy_every_entries=1000,
@@ -168,3 +168,18 @@ def until_cursor(loop: Loop, cursor: int, turns_max: int = 500) -> Callable[[], 
         return there and loop.unpublished is None
 
     return stopping
+
+
+def finish(loop: Loop) -> Loop:
+    """Let a learner take the rounds that it owes, and publish the adapter where that is due."""
+    loop._stopping = lambda: False
+    assert loop._settle()
+    if loop.progress.adapter_due:
+        assert loop._publish_adapter()
+    return loop
+
+
+def run_to(loop: Loop, cursor: int) -> Loop:
+    """Learn up to an entry and no further."""
+    loop.run(until_cursor(loop, cursor))
+    return finish(loop)

@@ -9,8 +9,8 @@ from everlens.bus.admission import Admittable
 from everlens.bus.versions import Publisher
 from everlens.records import Activation, EntryKind
 from everlens.wire import encode_activation
-from tests.unit.worker.conftest import Bench, digit_samples, fresh_bench
-from tests.unit.worker.test_loop import assert_same_bits, everything, run_to
+from tests.unit.worker.conftest import Bench, digit_samples, fresh_bench, run_to
+from tests.unit.worker.test_loop import assert_same_bits, everything
 from worker.loop import Loop
 
 

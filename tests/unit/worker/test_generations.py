@@ -11,8 +11,9 @@ import pytest
 
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, StateError
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench
-from tests.unit.worker.test_loop import assert_same_bits, run_to
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench, run_to
+from tests.unit.worker.test_loop import assert_same_bits
+from worker.commit import FORMAT
 from worker.generations import Generations
 from worker.loop import Loop
 
@@ -153,7 +154,7 @@ def test_copy_of_another_everlens_is_not_overwritten(bench: Bench) -> None:
     generations = Generations(loop.generations.path)
     file = generations.open()
     record = file.db.execute("SELECT record FROM head").fetchone()[0]
-    other = record.replace('"format": 3', '"format": 99')
+    other = record.replace(f'"format": {FORMAT}', '"format": 99')
     assert other != record
     digest = hashlib.sha256(other.encode()).hexdigest()
     file.db.execute("UPDATE head SET record = ?, digest = ?", (other, digest))

@@ -21,7 +21,7 @@ from everlens.model.tower import Hidden
 from everlens.records import EntryKind
 from tests.tiny_clip import write_tiny_clip
 from tests.unit.learn.exemplars import same_bits
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench, until_cursor
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh_bench, run_to
 from worker.commit import StateFile
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.gate import Comparison, Verdict
@@ -30,11 +30,6 @@ from worker.loop import Loop
 
 # Room for about thirty digits with their trunks.
 BUFFER_BYTES = 150_000
-
-
-def run_to(loop: Loop, cursor: int) -> Loop:
-    loop.run(until_cursor(loop, cursor))
-    return loop
 
 
 def everything(loop: Loop) -> dict[str, torch.Tensor]:
@@ -78,7 +73,7 @@ def test_each_batch_publishes_evidence(bench: Bench) -> None:
 
 
 def test_adapter_is_published_after_so_many_batches(bench: Bench) -> None:
-    """The adapter gets a version of its own every `adapter_every_batches` batches."""
+    """The adapter gets a version of its own every `adapter_every_rounds` batches."""
     bench.admit(digit_samples(16))
     loop = run_to(bench.loop(), 16)
 
@@ -96,7 +91,7 @@ def test_adapter_is_published_after_so_many_batches(bench: Bench) -> None:
 def test_idle_learner_publishes_its_adapter_through_the_log(bench: Bench) -> None:
     """When nothing comes, the decision to publish the adapter is an entry of the log."""
     bench.admit(digit_samples(4))
-    pace = replace(PACE, adapter_every_batches=100, adapter_idle_s=0.05)
+    pace = replace(PACE, adapter_every_rounds=100, adapter_idle_s=0.05)
     loop = run_to(bench.loop(pace=pace), 5)
 
     assert loop.progress.parts["adapter"]
@@ -104,7 +99,7 @@ def test_idle_learner_publishes_its_adapter_through_the_log(bench: Bench) -> Non
 
 
 def test_batch_that_is_not_full_is_cut_through_the_log(bench: Bench) -> None:
-    """Lingering writes a cut entry instead of deciding by the clock."""
+    """Lingering writes an entry instead of deciding by the clock."""
     bench.admit(digit_samples(2))
     loop = run_to(bench.loop(), 3)
 
@@ -238,14 +233,18 @@ def test_death_after_an_adapter_was_held_back_repeats_the_version(
     assert batch is not None
     dying._observe(batch)
     dying._keep_up()
+    assert dying.progress.adapter_due
     if dies == "decided":
-        monkeypatch.setattr(StateFile, "save_tuning", fail)
+        monkeypatch.setattr(StateFile, "save_accepted", fail)
         with pytest.raises(OSError, match="pulled the plug"):
-            dying._tune()
+            dying._publish_adapter()
         monkeypatch.undo()
         hold_everything_back(monkeypatch)
     else:
-        dying._tune()
+        monkeypatch.setattr(Loop, "_publish_soon", lambda _: None)
+        dying._publish_adapter()
+        monkeypatch.undo()
+        hold_everything_back(monkeypatch)
         assert dying.unpublished is not None
     decided = dying.snapshot.version
     dying.close()
@@ -272,7 +271,7 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
         loop = copy.loop("dying")
         loop._begin()
         loop._keep_up()
-        batch = loop._next_batch()
+        batch = finish(loop)._next_batch()
         assert batch is not None
         if dies_after == "learn":  # in memory only
             loop.learner.observe(batch.samples, loop.snapshot)
@@ -281,7 +280,7 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
         if dies_after in {"publish", "tune"}:
             loop._keep_up()
         if dies_after == "tune":  # the steps were taken, their commit was not
-            loop.learner.tune()
+            assert loop.rounds.taken(wait_s=10)
         loop.close()
     survivor = run_to(copy.loop("dying"), 16)
 
@@ -290,7 +289,7 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
 
 def test_long_run_with_evictions_survives_restarts_to_the_bit(bench: Bench) -> None:
     """Past a save of the sums, with a factor that is old and a buffer that is full."""
-    pace = replace(PACE, batch_size=2, adapter_every_batches=5)
+    pace = replace(PACE, batch_size=2, adapter_every_rounds=5)
     copy = fresh_bench(bench, "-copy")
     for log in (bench, copy):
         log.admit(digit_samples(80))
@@ -368,7 +367,7 @@ def test_over_maxmemory_what_waits_is_still_learnt_and_freed(bench: Bench) -> No
 def test_idle_adapter_without_exemplars_ends(bench: Bench) -> None:
     """A buffer too small for any exemplar leads to no adapter, and to one decision only."""
     bench.admit(digit_samples(8))
-    pace = replace(PACE, adapter_every_batches=100, adapter_idle_s=0.05)
+    pace = replace(PACE, adapter_every_rounds=100, adapter_idle_s=0.05)
     loop = bench.loop(pace=pace, replay_bytes=100)
     run_to(loop, 9)
     ended = time.monotonic() + 1.0

@@ -13,10 +13,8 @@ import pytest
 
 import worker.poison
 from everlens.pixels import Pixels
-from tests.unit.worker.conftest import Bench, digit_samples
-from tests.unit.worker.test_loop import run_to
+from tests.unit.worker.conftest import Bench, digit_samples, run_to
 from worker.learn.learner import LabelledPixels, Learner
-from worker.learn.tuning import Tuner
 from worker.loop import Loop
 from worker.poison import ATTEMPTS, Attempts, deadline, sorted_out
 
@@ -104,16 +102,16 @@ def test_work_that_hangs_is_ended() -> None:
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, method: str, name: str = "digit-2") -> None:
     """Let one sample end the learner in a step of it."""
-    owner = Learner if method == "observe" else Tuner
-    whole = getattr(owner, method)
+    whole = getattr(Learner, method)
     first = int(name.partition("-")[2]) + 1
 
-    def deadly(self, batch, *rest):
-        if any(sample.seq == first for sample in batch):
+    def deadly(self, work, *rest):
+        new = [e for draw in work.draws for e in draw.new] if method == "take" else work
+        if any(sample.seq == first for sample in new):
             raise RuntimeError("poison")
-        return whole(self, batch, *rest)
+        return whole(self, work, *rest)
 
-    monkeypatch.setattr(owner, method, deadly)
+    monkeypatch.setattr(Learner, method, deadly)
 
 
 def test_poisoned_sample_is_a_dead_letter_and_the_rest_is_learnt(
@@ -140,7 +138,7 @@ def test_steps_that_end_the_learner_are_left_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evidence has learnt the batch; where its steps are deadly it goes on without them."""
-    poisoned(monkeypatch, "tune")
+    poisoned(monkeypatch, "take")
     bench.admit(digit_samples(8))
     deaths = 0
     for _ in range(6):
@@ -154,6 +152,7 @@ def test_steps_that_end_the_learner_are_left_out(
             loop.close()
     assert 1 <= deaths <= ATTEMPTS + 1
     assert loop.learner.samples == 8
+    assert loop.progress.owed == 0
     assert bench.client.hlen(bench.keys.dead) == 0
 
 
@@ -183,10 +182,10 @@ def test_only_computing_has_a_deadline(bench: Bench, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(owner, method, looking)
 
-    for owner, method in ((Learner, "observe"), (Learner, "tune"), (Loop, "_publish_before_next")):
+    for owner, method in ((Learner, "observe"), (Loop, "_publish_before_next")):
         watched(owner, method)
     bench.admit(digit_samples(16))
     loop = run_to(bench.loop(), 16)
     assert loop.snapshot.adapter is not None
-    assert left == {"observe": {True}, "tune": {True}, "_publish_before_next": {False}}
+    assert left == {"observe": {True}, "_publish_before_next": {False}}
     loop.close()

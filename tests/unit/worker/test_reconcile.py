@@ -12,8 +12,7 @@ from everlens.bus.stream import LogState
 from everlens.bus.versions import Publisher
 from everlens.bus.witness import Witness
 from everlens.errors import Fenced, OtherLog, StateError
-from tests.unit.worker.conftest import PACE, Bench, digit_samples
-from tests.unit.worker.test_loop import run_to
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, run_to
 from worker.generations import Generations
 from worker.reconcile import Plan, planned, reconcile
 

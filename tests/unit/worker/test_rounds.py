@@ -1,0 +1,124 @@
+"""Rounds of tuning beside the loop: evidence does not wait, bits do not change, nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh_bench, run_to
+from tests.unit.worker.test_loop import assert_same_bits
+from worker.learn.learner import Learner
+from worker.learn.tuning import Round
+from worker.poison import Attempts
+from worker.rounds import OWED_MAX, Rounds
+
+# No adapter is published in these runs.
+PATIENT = replace(PACE, adapter_every_rounds=100)
+
+
+class Gate:
+    """Holds the steps of a learner back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = threading.Event()
+        take = Learner.take
+
+        def held(learner: Learner, drawn: Round, *rest: Any) -> list[float]:
+            assert self.opened.wait(30)
+            return take(learner, drawn, *rest)
+
+        monkeypatch.setattr(Learner, "take", held)
+
+
+def test_evidence_does_not_wait_for_tuning(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a round is taken, the next samples are learnt, published, and left to the next round."""
+    gate = Gate(monkeypatch)
+    bench.admit(digit_samples(4))
+    loop = bench.loop()
+    loop.run(lambda: hasattr(loop, "progress") and loop.progress.cursor >= 4)
+    bench.admit(digit_samples(6)[4:])
+    loop.run(lambda: loop.progress.cursor >= 7 and loop.unpublished is None)
+    assert loop.snapshot.learned_through == 7
+    assert (loop.progress.owed, loop.progress.waiting, loop.learner.samples) == (1, 2, 6)
+    gate.opened.set()
+    loop.run(lambda: loop.progress.rounds == 2 and loop.progress.owed == 0)
+    assert loop.progress.waiting == 0
+    loop.close()
+
+
+def test_a_backlog_is_learnt_no_faster_than_it_is_tuned(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many rounds may be owed and not one more; then the log waits."""
+    gate = Gate(monkeypatch)
+    bench.admit(digit_samples(4 * (OWED_MAX + 2)))
+    loop = bench.loop(pace=PATIENT)
+    until = time.monotonic() + 3
+    loop.run(lambda: time.monotonic() > until or loop.rounds.owed > OWED_MAX)
+    assert (loop.progress.owed, loop.progress.cursor) == (OWED_MAX, 4 * OWED_MAX)
+    gate.opened.set()
+    run_to(loop, 4 * (OWED_MAX + 2))
+    loop.close()
+
+
+def test_a_round_is_the_same_whenever_it_is_taken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken at once, behind five more batches, or after a restart: the same bits."""
+    copies = [fresh_bench(bench, suffix) for suffix in ("-late", "-restarted")]
+    pace = PATIENT
+    for log in (bench, *copies):
+        log.admit(digit_samples(24))
+    at_once = bench.loop("at-once", pace=pace, replay_bytes=60_000)
+    for cursor in range(4, 25, 4):
+        run_to(at_once, cursor)
+
+    gate = Gate(monkeypatch)
+    late = copies[0].loop("late", pace=pace, replay_bytes=60_000)
+    late.run(lambda: hasattr(late, "progress") and late.progress.cursor >= 24)
+    assert late.progress.owed == 6
+    assert len(late.learner.replay) < 24  # what the rounds see has left the buffer in part
+    gate.opened.set()
+    finish(late)
+    assert_same_bits(at_once, late)
+
+    monkeypatch.undo()
+    gate = Gate(monkeypatch)
+    dying = copies[1].loop("dying", pace=pace, replay_bytes=60_000)
+    dying.run(lambda: hasattr(dying, "progress") and dying.progress.cursor >= 24)
+    dying.rounds._stopping.set()
+    gate.opened.set()
+    dying.close()
+    monkeypatch.undo()
+    survivor = run_to(copies[1].loop("dying", pace=pace, replay_bytes=60_000), 24)
+    assert_same_bits(at_once, survivor)
+    for loop in (at_once, late, survivor):
+        loop.close()
+
+
+def test_a_round_that_hangs_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Nobody waits for ever: the alarm ends the learner, and a start tries the round aside."""
+    monkeypatch.setattr("worker.rounds.allowed_s", lambda _: 0.05)
+
+    class Hanging:
+        def take(self, *_: object) -> None:
+            time.sleep(60)
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        rounds = Rounds(Hanging(), Attempts(tmp_path / "attempts"), 1)  # type: ignore[arg-type]
+        rounds.put(Round(1, 1, []))
+        while True:
+            rounds.taken(wait_s=0.02)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGALRM
+    assert Attempts(tmp_path / "attempts").begun(1) == 1

@@ -1,0 +1,115 @@
+"""
+The thread that takes rounds of tuning, one after the other, beside the loop. ⑤
+
+A round was drawn when its samples were observed and depends on nothing that comes later, so the
+bits are the same whenever it is computed; but a sample that comes meanwhile is learnt by evidence at
+once, and does not wait for seconds of gradients.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from everlens.model.runtime import use_threads_here
+from worker.learn.learner import Learner
+from worker.learn.tuning import Round
+from worker.poison import Attempts, allowed_s
+
+# Rounds that may wait: while so many do, no further batch is learnt. A burst is known by evidence
+# in seconds, and a stream that never ends is learnt at the pace of tuning.
+OWED_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a round led to, to be committed."""
+
+    batch: int
+    losses: list[float]
+    tuner: dict[str, Tensor]  # its state behind the round
+
+
+class Rounds:
+    """
+    Rounds that were drawn and whose result is not committed yet.
+
+    Args:
+        learner: whose tuner takes them; nobody else may touch that while any is owed.
+        attempts: counts a round that was begun and never ended.
+        threads: of torch.
+    """
+
+    def __init__(self, learner: Learner, attempts: Attempts, threads: int) -> None:
+        self.learner = learner
+        self.attempts = attempts
+        self.threads = threads
+        self.owed = 0
+        self._waiting: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
+        self._taken: queue.SimpleQueue[Taken | BaseException] = queue.SimpleQueue()
+        self._deadline = float("inf")
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def put(self, drawn: Round) -> None:
+        """Let the thread take a round behind those that it has."""
+        if self._thread is None:  # not before: a process that forks is better off without
+            self._thread = threading.Thread(target=self._run, name="tuning", daemon=True)
+            self._thread.start()
+        self.owed += 1
+        self._waiting.put(drawn)
+
+    def taken(self, wait_s: float = 0.0) -> list[Taken]:
+        """
+        Return the rounds that were finished since this was asked last.
+
+        A round that hangs ends this process by SIGALRM; a start tries it aside then.
+
+        Args:
+            wait_s: how long to wait for one.
+
+        Raises:
+            Exception: what a round raised.
+        """
+        found: list[Taken] = []
+        until = time.monotonic() + wait_s
+        while self.owed > len(found):
+            if time.monotonic() > self._deadline:
+                signal.raise_signal(signal.SIGALRM)
+            left_s = 0.0 if found else max(0.0, until - time.monotonic())
+            try:
+                result = self._taken.get(block=left_s > 0, timeout=left_s or None)
+            except queue.Empty:
+                break
+            if isinstance(result, BaseException):
+                raise result
+            found.append(result)
+        self.owed -= len(found)
+        return found
+
+    def close(self) -> None:
+        """End the thread behind the step that it is at; what was not finished is owed on."""
+        self._stopping.set()
+        self._waiting.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        use_threads_here(self.threads)
+        while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
+            self.attempts.begin(drawn.batch)
+            self._deadline = time.monotonic() + allowed_s(drawn.pictures)
+            try:
+                losses = self.learner.take(drawn, self._stopping.is_set)
+                if self._stopping.is_set():
+                    return
+                self._taken.put(Taken(drawn.batch, losses, self.learner.tuner.state()))
+            except BaseException as error:
+                self._taken.put(error)
+                return
+            self._deadline = float("inf")
