@@ -58,12 +58,14 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = self.base(inputs)
+        # Scaled where it is narrow.
         if isinstance(self.base, nn.Linear):
-            return result + self.scale * functional.linear(
-                functional.linear(inputs, self.A), self.B
-            )
-        low = functional.conv2d(inputs, self.A[:, :, None, None], stride=self.base.stride)
-        return result + self.scale * functional.conv2d(low, self.B[:, :, None, None])
+            low = self.scale * functional.linear(inputs, self.A)
+            return result + functional.linear(low, self.B)
+        low = self.scale * functional.conv2d(
+            inputs, self.A[:, :, None, None], stride=self.base.stride
+        )
+        return result + functional.conv2d(low, self.B[:, :, None, None])
 
 
 def targets(top: Top) -> dict[str, Target]:

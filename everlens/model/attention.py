@@ -34,11 +34,21 @@ class Attention(nn.Module):
             qkv.bias = stock.in_proj_bias
         return cls(qkv, stock.out_proj, stock.num_heads)
 
-    def forward(self, states_BLE: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the attended states; `mask` is added to the scores (0 or -inf)."""
+    def forward(
+        self, states_BLE: Tensor, mask: Tensor | None, queries: int | None = None
+    ) -> Tensor:
+        """
+        Return the attended states.
+
+        Args:
+            states_BLE: the input.
+            mask: added to the scores (0 or -inf).
+            queries: how many positions ask and are returned, from the first on; None for all.
+        """
         batch, length, width = states_BLE.shape
         qkv = self.qkv(states_BLE).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query = query[:, :, :queries]
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        result: Tensor = self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        result: Tensor = self.out(attended.transpose(1, 2).reshape(batch, -1, width))
         return result

@@ -43,6 +43,19 @@ class ResidualBlock(nn.Module):
         return result
 
 
+class ReadOutBlock(ResidualBlock):
+    """
+    The last block before a head that reads the class token alone: nothing else is computed.
+
+    Saves three quarters of a block, a fifth of a top of four.
+    """
+
+    def forward(self, states: Tensor, context: TextContext | None) -> Tensor:
+        state_B1E = states[:, :1] + self.scale_1(self.attention(self.ln_1(states), None, queries=1))
+        result: Tensor = state_B1E + self.scale_2(self.mlp(self.ln_2(state_B1E)))
+        return result
+
+
 class PlainBlock(nn.Module):
     """A block that takes the states and nothing else (of timm)."""
 
@@ -207,6 +220,8 @@ def image_tower(model: Any) -> Tower:
         timm_kind = ""
     if kind == "VisionTransformer" and visual.attn_pool is None and _stock(visual.transformer):
         blocks = [ResidualBlock(block) for block in visual.transformer.resblocks]
+        if visual.pool_type == "tok":
+            blocks[-1] = ReadOutBlock(visual.transformer.resblocks[-1])
         return Tower(VitStem(visual), nn.ModuleList(blocks), VitHead(visual))
     if timm_kind == "VisionTransformer":
         blocks_of = nn.ModuleList(PlainBlock(block) for block in visual.trunk.blocks)

@@ -26,6 +26,8 @@ def make_deterministic() -> None:
     """Refuse operations whose result is not a function of their inputs (of the learner)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Else every buffer is filled with NaN before it is written: a twelfth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

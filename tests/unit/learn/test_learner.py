@@ -214,6 +214,7 @@ def test_one_in_ten_is_held_out_and_never_trained_on(tiny_clip: Backbone, base: 
     one, samples = learner(tiny_clip, replay_bytes=8 << 20), labelled([0, 1, 2, 3] * 50)
     for start in range(0, len(samples), 5):
         batch = samples[start : start + 5]
+        one.waiting = []
         one.observe(batch, base)
         held = {e.seq for e in one.replay if e.held_out}
         assert [e.seq for e in one.waiting] == [s.seq for s in batch if s.seq not in held]
@@ -247,6 +248,7 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     assert bool(record_CR[:, :2].isnan().all())
     assert bool(record_CR[:, 3:].isnan().all())
     one.tune()
+    one.tuner.accept()
     one.records.record(2, right=True, experts=[False, True, True])
     record_CR = one.class_record(slice(1, 4))
     assert record_CR[1, RECORD.index("recall")] == 1

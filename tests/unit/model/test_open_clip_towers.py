@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from everlens.model.backbone import Backbone, load_backbone
-from everlens.model.open_clip_towers import text_tower
+from everlens.model.open_clip_towers import ReadOutBlock, ResidualBlock, text_tower
 from everlens.model.tower import Tower
 from tests.pictures import PHOTOGRAPHS, squashed
 from tests.unit.model.folders import CONFIGS, TEXT, VIT, write_model
@@ -199,3 +199,16 @@ def test_a_real_architecture_equals_open_clip() -> None:
                 found_BE = top(trunk(inputs)).embedding_BE
                 torch.testing.assert_close(found_BE, expected_BE, atol=CLOSE, rtol=CLOSE)
     assert backbone.top_blocks == 4
+
+
+def test_the_last_block_computes_what_is_read_out(small_model: Callable[[str], Backbone]) -> None:
+    """It gives the class token alone, and that is the one of a whole block."""
+    tower = small_model("vit").image_tower
+    last = tower.blocks[-1]
+    assert type(last) is ReadOutBlock
+    states_BLE = torch.randn(3, 17, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = ResidualBlock.forward(last, states_BLE, None)
+        read = last(states_BLE, None)
+    assert read.shape == (3, 1, 64)
+    torch.testing.assert_close(read, whole[:, :1], atol=1e-5, rtol=0)
