@@ -49,6 +49,10 @@ _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
 _TUNING_MS = 50  # likewise, while rounds of tuning may end
 
+# The closed form of an adapter sees each exemplar once more. It is made when there was a round of
+# tuning for so many of them at least, so that it costs less than the rounds did.
+_EXEMPLARS_A_ROUND = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -100,6 +104,7 @@ class Loop:
         self.waiting_since: float | None = None  # an entry is there, its batch has no border
         self.last_sample_at = time.monotonic()
         self.samples_per_s = 0.0
+        self.publication_s = 0.0  # of the last adapter
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """
@@ -286,7 +291,7 @@ class Loop:
                 self.stream.wait(progress.cursor, _TUNING_MS)
             elif progress.waiting:
                 self.stream.append_control(EntryKind.TUNE, progress.cursor)
-            elif progress.rounds and now - self.last_sample_at > self.pace.adapter_idle_s:
+            elif progress.rounds and now - self.last_sample_at > self._idle_s:
                 self.stream.append_control(EntryKind.ADAPTER, progress.cursor)
             else:
                 self.stream.wait(progress.cursor, _IDLE_MS)
@@ -319,8 +324,11 @@ class Loop:
             drawn, progress.waiting = self.learner.draw(), 0
         progress.rounds += drawn is not None
         progress.owed += drawn is not None
+        least = max(
+            self.pace.adapter_every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND
+        )
         progress.adapter_due = progress.rounds > 0 and (
-            batch.publishes_adapter or progress.rounds >= self.pace.adapter_every_rounds
+            batch.publishes_adapter or progress.rounds >= least
         )
         with self.state.transaction():
             self.state.save_observation(self.learner, observation, drawn, progress)
@@ -357,6 +365,7 @@ class Loop:
         # The state may be one version ahead of the head, never two: that one must be out.
         if not (self._settle() and self._publish_before_next()):
             return False
+        started = time.monotonic()
         progress = self.progress
         parts = adapter_parts(self.learner)
         manifest = None
@@ -374,7 +383,18 @@ class Loop:
         if manifest is not None:
             self._exchange(manifest, parts)
         self._publish_soon()
+        self.publication_s = time.monotonic() - started
         return True
+
+    @property
+    def _idle_s(self) -> float:
+        """
+        How long nothing must have come before the adapter is published for that reason.
+
+        At least as long as the last publication took: somebody who labels now and then would have
+        to wait for one after each pause.
+        """
+        return max(self.pace.adapter_idle_s, self.publication_s)
 
     def _activate(self, batch: Batch, activation: Activation) -> bool:
         """Go on from an earlier version; return False when told to stop before."""

@@ -231,6 +231,11 @@ class Learner:
             self.factor_samples = self.samples
         return self.replay.forget([(row.seq, row.class_index) for row in rows])
 
+    @property
+    def head_exemplars(self) -> int:
+        """How many exemplars `fit_adapter_head` would see."""
+        return min(len(self.replay), HEAD_EXEMPLARS_MAX)
+
     @torch.no_grad()
     def fit_adapter_head(self) -> Head | None:
         """Return the closed form on the features as they are tuned now, from the buffer alone."""
