@@ -239,7 +239,7 @@ def _query(model: Model, fields: QueryFields, pixels: Pixels) -> Query:
             )
     # Version 0 has learnt no name of its own: it ranks those of the current version.
     candidates = snapshot if snapshot is not None and snapshot.version else serving.current
-    if fields.labels is None and not len(candidates.learnt[1]):
+    if fields.labels is None and not candidates.learnt:
         raise Problem(
             "nothing-learnt",
             "no class is learnt yet; name candidates with `labels`, or POST a labelled picture "

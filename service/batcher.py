@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -307,10 +307,5 @@ def _fused(
         text_KE = torch.stack([vectors[name] for name in labels])
         return snapshot.answer(views, labels, text_KE), labels
     if snapshot.version == 0:  # the base has learnt no names: it ranks those learnt since
-        names, text_KE = current.learnt
-        names = current.classes.names if names is None else names
-        return snapshot.answer(views, names, text_KE), names
-    names, text_KE = snapshot.learnt
-    return snapshot.answer(
-        views, names, text_KE
-    ), snapshot.classes.names if names is None else names
+        snapshot = replace(current, evidence=None, adapter=None, adapter_text_CE=None)
+    return snapshot.answer(views, None, snapshot.classes.text_CE), snapshot.learnt

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from everlens.artifact import Manifest, digest_of
 from everlens.errors import PartError
+from everlens.model.classes import CHUNK, chunks_of
 from everlens.model.parts import (
-    CHUNK,
     build_snapshot,
-    chunks_of,
     decode_adapter,
     encode_adapter,
     encode_classes,

@@ -146,5 +146,5 @@ def voices(snapshot: Snapshot, views: Views, scores: Scores) -> dict[str, Tensor
     if scores.adapter_BK is not None:
         found["adapter"] = scores.adapter_BK.nan_to_num(nan=-1.0)
     if views.tuned_embedding_BE is not None:
-        found["tuned text"] = views.tuned_embedding_BE @ snapshot.classes.text_CE.T
+        found["tuned text"] = snapshot.classes.text_CE.products(views.tuned_embedding_BE)
     return found

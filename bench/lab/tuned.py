@@ -72,13 +72,15 @@ class AnytimeRule:
             return
         classes = snapshot.classes
         votes_2B = [
-            (embedding_BE @ classes.text_CE.T).argmax(dim=1).tolist()
+            classes.text_CE.products(embedding_BE).argmax(dim=1).tolist()
             for embedding_BE in (views.tuned_embedding_BE, views.embedding_BE)
         ]
         for row, label in enumerate(labels):
-            if label not in classes.index:
+            if classes.names.find(label) < 0:
                 continue
-            right = torch.tensor([float(votes[row] == classes.index[label]) for votes in votes_2B])
+            right = torch.tensor(
+                [float(votes[row] == classes.names.find(label)) for votes in votes_2B]
+            )
             seen = self.seen[label] = self.seen.get(label, 0) + 1
             share = max(1 / seen, 1 - _DECAY)
             before = self.correct.get(label, torch.zeros(2))
@@ -90,7 +92,7 @@ class AnytimeRule:
             return {}
         classes = run.replica.snapshot.classes
         scale = run.replica.backbone.logit_scale
-        tuned_PC = (scale * views.tuned_embedding_BE @ classes.text_CE.T).softmax(dim=1)
+        tuned_PC = classes.text_CE.products(scale * views.tuned_embedding_BE).softmax(dim=1)
         rates_C2 = torch.stack([self.correct.get(name, torch.zeros(2)) for name in classes.names])
         alpha_C = rates_C2[:, 0] / (rates_C2.sum(dim=1) + 1e-8)
         frozen_PC = scores.text_BK.softmax(dim=1)

@@ -35,6 +35,14 @@ class Scores(NamedTuple):
         """Return the scores on the CPU, where learning adds up."""
         return Scores(*(None if part is None else part.cpu() for part in self))  # type: ignore[arg-type]
 
+    def columns(self, index_K: Tensor) -> Scores:
+        """Return the scores of some of the candidates."""
+
+        def of(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[..., index_K.to(part.device)]
+
+        return Scores(*map(of, self))  # type: ignore[arg-type]
+
     def picture(self, row: int) -> Scores:
         """Return the scores of one picture of the batch."""
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from everlens.model.classes import Table
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureRecipe:
@@ -36,10 +38,12 @@ class EvidenceHead:
     Args:
         factor_DD: P with PᵀP = (G + λI)⁻¹, lower triangular; whitens a unit feature.
         vector_CD: P·μ_c of each learnt class, unit norm; a zero row has no sample here.
+        means: μ_c, by chunk: what the vectors were made of.
     """
 
     factor_DD: Tensor
-    vector_CD: Tensor
+    vector_CD: Table
+    means: tuple[Tensor, ...] = ()
 
 
 def evidence_feature(feature_BF: Tensor, trunk_BH: Tensor, recipe: FeatureRecipe) -> Tensor:
@@ -65,8 +69,10 @@ def evidence_feature(feature_BF: Tensor, trunk_BH: Tensor, recipe: FeatureRecipe
     return torch.cat([feature_BF, trunk_BH], dim=-1)
 
 
-def text_logits(embedding_BE: Tensor, text_KE: Tensor, logit_scale: float) -> Tensor:
+def text_logits(embedding_BE: Tensor, text_KE: Tensor | Table, logit_scale: float) -> Tensor:
     """Return logit_scale · cosine of unit vectors, the zero-shot logits of CLIP."""
+    if isinstance(text_KE, Table):
+        return text_KE.products(logit_scale * embedding_BE)
     return logit_scale * embedding_BE @ text_KE.to(embedding_BE).T
 
 
@@ -96,14 +102,7 @@ def evidence_scores(
     whitened_BD = functional.normalize(
         functional.normalize(feature_BD, dim=-1) @ head.factor_DD.T, dim=-1
     )
-    vector_KD = head.vector_CD if classes is None else class_rows(head.vector_CD, classes)
-    score_BK = whitened_BD @ vector_KD.T
-    return score_BK.masked_fill(~vector_KD.any(dim=1), float("nan"))
-
-
-def class_rows(vector_CD: Tensor, classes: Sequence[int]) -> Tensor:
-    """Return the rows of these classes; a zero row for one that is not there."""
-    known, width = vector_CD.shape
-    index_K = torch.tensor([c if 0 <= c < known else known for c in classes])
-    padded_CD = torch.cat([vector_CD, vector_CD.new_zeros(1, width)])
-    return padded_CD[index_K.to(vector_CD.device)]
+    if classes is None:
+        return head.vector_CD.products(whitened_BD)
+    vector_KD = head.vector_CD.at(classes)
+    return (whitened_BD @ vector_KD.T).masked_fill(~vector_KD.any(dim=1), float("nan"))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
 from functools import partial
 from typing import Any, TypeVar
@@ -34,13 +34,21 @@ from everlens.artifact import Manifest
 from everlens.errors import PartError
 from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
+from everlens.model.classes import (
+    CHUNK,
+    Classes,
+    NameChunk,
+    Names,
+    Rows,
+    Table,
+    chunks_of,
+    precision,
+)
 from everlens.model.forms import check_form, read_json, read_tensors
 from everlens.model.fusion import RANGES, Fusion
 from everlens.model.heads import EvidenceHead, class_vectors
-from everlens.model.snapshot import RECORD, Classes, Snapshot
+from everlens.model.snapshot import RECORD, Snapshot
 from everlens.records import LABEL_CHARACTERS_MAX, clean_name
-
-CHUNK = 1024
 
 # A letter has at most four bytes; quotes, comma and blank stand around a name.
 _NAMES_BYTES_MAX = CHUNK * (4 * LABEL_CHARACTERS_MAX + 4)
@@ -49,16 +57,14 @@ _RANK_MAX = 4096
 _COUNT_MAX = 1 << 53  # what every reader of JSON keeps exactly
 _UNIT_TOLERANCE = 1e-3
 
+# Classes whose vectors are made anew together. What they are must not hang on who else changed: so
+# each such block is a product of its own.
+_BLOCK = 64
+
 # Stands for NaN in `record/N`, since a part with a number that is not finite is refused.
 _UNKNOWN = -1.0
 
 Made = TypeVar("Made")
-
-
-def chunks_of(classes: int) -> Iterator[tuple[int, slice]]:
-    """Yield number and class range of each chunk."""
-    for number, start in enumerate(range(0, classes, CHUNK)):
-        yield number, slice(start, min(start + CHUNK, classes))
 
 
 def encode_classes(names: Sequence[str], text_CE: Tensor) -> bytes:
@@ -204,6 +210,7 @@ class _Builder:
         self.backbone = backbone
         self.manifest = manifest
         self.parts = parts
+        self.previous = previous
         self.before = previous.memo if previous is not None else {}
         self.memo: dict[Hashable, Any] = {}
 
@@ -231,7 +238,7 @@ class _Builder:
             frozen_top=top,
             tuned_top=tuned,
             classes=classes,
-            record_CR=self._record(),
+            record=self._record(),
             evidence=self._head("evidence"),
             adapter=self._head("adapter"),
             adapter_text_CE=self._adapter_text(),
@@ -256,85 +263,105 @@ class _Builder:
             return read_tensors(self.parts[digest], name)
 
         tensors = self._once(("part", digest), read)
-        check_form(tensors, name)  # each time: the same bytes may be named as two kinds
+        # By name: the same bytes may be named as two kinds.
+        self._once(("form", name, digest), lambda: check_form(tensors, name))
         return tensors
 
     def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
         """Return the loaded chunks `prefix/0`, `prefix/1`, …, with a row for each of their classes."""
         loaded: list[dict[str, Tensor]] = []
         for number, span in chunks_of(self.manifest.classes):
-            name = f"{prefix}/{number}"
+            name, most = f"{prefix}/{number}", span.stop - span.start
             if name not in self.manifest.parts:
                 break
-            chunk = self._load(name)
-            rows = {len(tensor) for key, tensor in chunk.items() if key != "names"}
             # Classes that came after an adapter was fitted are missing at its end.
             last = prefix == "adapter" and f"{prefix}/{number + 1}" not in self.manifest.parts
-            least = 1 if last else span.stop - span.start
-            if len(rows) != 1 or not least <= rows.pop() <= span.stop - span.start:
-                raise PartError(
-                    f"{name} has not a row for each of {span.stop - span.start} classes"
-                )
-            if "text_CE" in chunk:
-                self._once(
-                    ("unit", self._digest(name)), partial(_check_unit, chunk["text_CE"], name)
-                )
+            chunk, least = self._load(name), 1 if last else most
+            key = ("rows", name, self._digest(name), least, most)
+            self._once(key, partial(_check_rows, chunk, name, least, most))
             loaded.append(chunk)
         return loaded
 
     def _classes(self) -> Classes:
-        name_chunks, evidence_chunks = self._chunks("classes"), self._chunks("evidence")
-        names: list[str] = []
-        for number, chunk in enumerate(name_chunks):
-            key = ("names", self._digest(f"classes/{number}"))
-            listed = self._once(key, partial(_names, chunk["names"]))
-            if len(listed) != len(chunk["text_CE"]):
-                raise PartError(f"classes/{number} has {len(listed)} names for other vectors")
-            names += listed
-        if len(set(names)) != len(names):
-            raise PartError("a class name stands twice in the table")
-        if not names:
-            return Classes((), {}, torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
-        text_CE = torch.cat([chunk["text_CE"] for chunk in name_chunks])
-        count_C = torch.cat([chunk["count_C"] for chunk in evidence_chunks])
-        if bool(((count_C < 0) | (count_C > _COUNT_MAX)).any()):
-            raise PartError("a class has a count that no number of samples gives")
-        return Classes(tuple(names), {name: k for k, name in enumerate(names)}, text_CE, count_C)
+        loaded = self._chunks("classes")
+        counts = [chunk["count_C"] for chunk in self._chunks("evidence")]
+        return Classes(
+            self._names(loaded),
+            self._table("classes", loaded),
+            torch.cat([torch.zeros(0, dtype=torch.int64), *counts]),
+        )
 
-    def _record(self) -> Tensor:
+    def _names(self, loaded: list[dict[str, Tensor]]) -> Names:
+        """Return all names, those that are not where they stood before compared with the others."""
+        chunks = [
+            self._once(("names", self._digest(f"classes/{number}")), partial(_names, chunk, number))
+            for number, chunk in enumerate(loaded)
+        ]
+        before = self.previous.classes.names.chunks if self.previous is not None else ()
+        for number, chunk in enumerate(chunks):
+            old = before[number] if number < len(before) else NameChunk(())
+            if chunk is old:
+                continue
+            others = [other.places for other in chunks[:number] + chunks[number + 1 :]]
+            for name in chunk.places.keys() - old.places.keys():
+                if any(name in places for places in others):
+                    raise PartError(f"the class name {name!r} stands twice in the table")
+        return Names(chunks)
+
+    def _table(self, prefix: str, loaded: list[dict[str, Tensor]]) -> Table:
+        """Return the text vectors of the loaded chunks as they are scored."""
+        classes, device = self.manifest.classes, self.backbone.device
+        dtype = precision(classes, device)
+        rows = [
+            self._once(
+                ("text", self._digest(f"{prefix}/{number}"), dtype),
+                partial(Rows.of, chunk["text_CE"].to(device), dtype),
+            )
+            for number, chunk in enumerate(loaded)
+        ]
+        if len({chunk.vector_CD.shape[1] for chunk in rows}) > 1:
+            raise PartError(f"{prefix} has text vectors of several widths")
+        return Table(tuple(rows), classes)
+
+    def _record(self) -> tuple[Tensor, ...]:
         """Return what is known of each class; a version without the part knows nothing."""
-        rows = [chunk["record_CR"] for chunk in self._chunks("record")]
-        record_CR = torch.cat([torch.zeros(0, len(RECORD)), *rows])  # no other number of columns
-        return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
+        return tuple(
+            self._once(("record", self._digest(f"record/{number}")), partial(_record, chunk))
+            for number, chunk in enumerate(self._chunks("record"))
+        )
 
     def _head(self, prefix: str) -> EvidenceHead | None:
         factor_digest = self._digest(f"{prefix}/factor")
         if factor_digest is None:
             return None
         device = self.backbone.device
-        factor_DD = self._load(f"{prefix}/factor")["factor_DD"].to(device)
-        if factor_DD.shape[0] != factor_DD.shape[1]:
-            raise PartError(f"{prefix}/factor is not square: {tuple(factor_DD.shape)}")
-        vectors = []
-        for number, chunk in enumerate(self._chunks(prefix)):
-            key = ("vectors", factor_digest, self._digest(f"{prefix}/{number}"))
-            mean_CD = chunk["mean_CD"].to(device)
-            vectors.append(self._once(key, partial(_finite_vectors, factor_DD, mean_CD)))
-        if not vectors:
+        loaded_DD = self._load(f"{prefix}/factor")["factor_DD"]
+        if loaded_DD.shape[0] != loaded_DD.shape[1]:
+            raise PartError(f"{prefix}/factor is not square: {tuple(loaded_DD.shape)}")
+        factor_DD = self._once(("factor", factor_digest), lambda: loaded_DD.to(device))
+        classes, dtype = self.manifest.classes, precision(self.manifest.classes, device)
+        loaded = self._chunks(prefix)
+        if not loaded:
             return None
-        # A class that came after the adapter was fitted is unknown to it: a zero row.
-        missing = self.manifest.classes - sum(len(rows) for rows in vectors)
-        vectors.append(factor_DD.new_zeros(missing, len(factor_DD)))
-        return EvidenceHead(factor_DD, torch.cat(vectors))
+        before = None if self.previous is None else getattr(self.previous, prefix)
+        before = before if before is not None and before.factor_DD is factor_DD else None
+        rows = [
+            self._once(
+                ("vectors", factor_digest, self._digest(f"{prefix}/{number}"), dtype),
+                partial(_vectors, factor_DD, chunk["mean_CD"], dtype, before, number),
+            )
+            for number, chunk in enumerate(loaded)
+        ]
+        # A class that came after the adapter was fitted is unknown to it.
+        means = tuple(chunk["mean_CD"] for chunk in loaded)
+        return EvidenceHead(factor_DD, Table(tuple(rows), classes), means)
 
-    def _adapter_text(self) -> Tensor | None:
-        """Return the tuned text vectors by class; a zero row for one that came later."""
+    def _adapter_text(self) -> Table | None:
+        """Return the tuned text vectors by class."""
         chunks = self._chunks("adapter")
         if not any("text_CE" in chunk for chunk in chunks):
             return None
-        text_CE = torch.cat([chunk["text_CE"] for chunk in chunks])  # a KeyError where one has none
-        missing = self.manifest.classes - len(text_CE)
-        return torch.cat([text_CE, text_CE.new_zeros(missing, text_CE.shape[1])])
+        return self._table("adapter", chunks)  # a KeyError where one has none
 
     def _spec(self) -> AdapterSpec | None:
         if self._digest("adapter") is None:
@@ -361,24 +388,58 @@ class _Builder:
         return fusion
 
 
-def _names(listed: Tensor) -> list[str]:
-    names = read_json(listed, _NAMES_BYTES_MAX)
+def _check_rows(chunk: Mapping[str, Tensor], name: str, least: int, most: int) -> None:
+    """Return when a chunk can be that of so many classes."""
+    rows = {len(tensor) for key, tensor in chunk.items() if key != "names"}
+    if len(rows) != 1 or not least <= rows.pop() <= most:
+        raise PartError(f"{name} has not a row for each of {most} classes")
+    # A longer one would win every answer.
+    if "text_CE" in chunk:
+        norm_C = chunk["text_CE"].norm(dim=1)
+        if not bool(((norm_C - 1).abs() < _UNIT_TOLERANCE).all()):
+            raise PartError(f"{name} has a text vector whose length is not one")
+    if "count_C" in chunk:
+        count_C = chunk["count_C"]
+        if bool(((count_C < 0) | (count_C > _COUNT_MAX)).any()):
+            raise PartError("a class has a count that no number of samples gives")
+
+
+def _names(chunk: Mapping[str, Tensor], number: int) -> NameChunk:
+    names = read_json(chunk["names"], _NAMES_BYTES_MAX)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PartError("class table is not a list of names")
     for name in names:
         if clean_name(name, field="class name") != name:
             raise PartError(f"class name {name!r} is not in the form in which names are kept")
-    return names
+    if len(names) != len(chunk["text_CE"]):
+        raise PartError(f"classes/{number} has {len(names)} names for other vectors")
+    if len(set(names)) != len(names):
+        raise PartError(f"a class name stands twice in classes/{number}")
+    return NameChunk(names)
 
 
-def _finite_vectors(factor_DD: Tensor, mean_CD: Tensor) -> Tensor:
-    vector_CD = class_vectors(factor_DD, mean_CD)
-    if not bool(vector_CD.isfinite().all()):
-        raise PartError("a class overflows in the metric of the factor")
-    return vector_CD
+def _record(chunk: Mapping[str, Tensor]) -> Tensor:
+    record_CR = chunk["record_CR"]
+    if record_CR.shape[1] != len(RECORD):
+        raise PartError(f"a record has {record_CR.shape[1]} columns, not {len(RECORD)}")
+    return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
 
 
-def _check_unit(text_CE: Tensor, name: str) -> None:
-    """Return when every row has length one: a longer one would win every answer."""
-    if not bool(((text_CE.norm(dim=1) - 1).abs() < _UNIT_TOLERANCE).all()):
-        raise PartError(f"{name} has a text vector whose length is not one")
+def _vectors(
+    factor_DD: Tensor, mean_CD: Tensor, dtype: torch.dtype, before: EvidenceHead | None, number: int
+) -> Rows:
+    """Return the vectors of a chunk; those of an equal block before, with this factor, are theirs."""
+    vector_CD = factor_DD.new_empty(len(mean_CD), len(factor_DD), dtype=dtype)
+    old = None
+    if before is not None and number < len(before.means):
+        old = before.means[number], before.vector_CD.chunks[number].vector_CD
+    for start in range(0, len(mean_CD), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        if old is not None and old[1].dtype == dtype and mean_CD[block].equal(old[0][block]):
+            vector_CD[block] = old[1][block]
+            continue
+        made_CD = class_vectors(factor_DD, mean_CD[block].to(factor_DD.device))
+        if not bool(made_CD.isfinite().all()):
+            raise PartError("a class overflows in the metric of the factor")
+        vector_CD[block] = made_CD
+    return Rows.of(vector_CD, dtype)

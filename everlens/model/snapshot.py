@@ -10,7 +10,7 @@ Shape suffixes: B pictures, C learnt classes, K candidates of one query, D featu
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from everlens.model.backbone import Backbone
+from everlens.model.classes import CHUNK, Classes, Names, Table
 from everlens.model.fusion import Fused, Fusion, Scores, fuse
 from everlens.model.heads import (
     EvidenceHead,
-    class_rows,
     evidence_feature,
     evidence_scores,
     text_logits,
@@ -58,16 +58,6 @@ class Ranked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Classes:
-    """The learnt classes of one version, by index."""
-
-    names: tuple[str, ...]
-    index: dict[str, int]
-    text_CE: Tensor  # frozen unit vectors of the names
-    count_C: Tensor  # labels learnt
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """
     A version of the classifier, ready to answer.
@@ -83,10 +73,10 @@ class Snapshot:
     frozen_top: Top
     tuned_top: Top | None
     classes: Classes
-    record_CR: Tensor  # columns `RECORD`, NaN where nothing is known yet; empty without a record
+    record: tuple[Tensor, ...]  # record_CR by chunk, columns `RECORD`, NaN where nothing is known
     evidence: EvidenceHead | None
     adapter: EvidenceHead | None
-    adapter_text_CE: Tensor | None  # through a tuned text tower; zero where it was not tuned
+    adapter_text_CE: Table | None  # through a tuned text tower; none where it was not tuned
     fusion: Fusion
     # Pieces by the digests they were made from, for the next version to use again.
     memo: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
@@ -119,26 +109,29 @@ class Snapshot:
         return embedding_BE, feature_BD
 
     @torch.no_grad()
-    def scores(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Scores:
+    def scores(self, views: Views, names: Sequence[str] | None, text_KE: Tensor | Table) -> Scores:
         """
         Return what each expert says of each candidate.
 
         Args:
             views: of this snapshot's `see`.
-            names: the candidates; None takes all learnt classes, in the order of their index.
-            text_KE: unit vectors of the candidates' names.
+            names: the candidates; None takes `learnt`, in that order.
+            text_KE: unit vectors of the candidates' names; of None, those of all classes.
         """
-        classes = None if names is None else [self.classes.index.get(name, -1) for name in names]
-        return Scores(
+        classes = None if names is None else [self.classes.names.find(name) for name in names]
+        scores = Scores(
             text_BK=text_logits(views.embedding_BE, text_KE, self.backbone.logit_scale),
             evidence_BK=_scores(self.evidence, views.feature_BD, classes),
             adapter_BK=_scores(self.adapter, views.tuned_feature_BD, classes),
             tuned_text_BK=self._tuned_text(views, classes),
             count_K=self._counts(classes),
         )
+        if names is not None or self.classes.labelled is None:
+            return scores
+        return scores.columns(self.classes.labelled)
 
     @torch.no_grad()
-    def answer(self, views: Views, names: Sequence[str] | None, text_KE: Tensor) -> Fused:
+    def answer(self, views: Views, names: Sequence[str] | None, text_KE: Tensor | Table) -> Fused:
         """Return the probability of each candidate; arguments as of `scores`."""
         return fuse(self.scores(views, names, text_KE), self.fusion)
 
@@ -146,41 +139,37 @@ class Snapshot:
         """Return the tuned text logits; NaN for candidates that the adapter does not know."""
         if self.adapter_text_CE is None or views.tuned_embedding_BE is None:
             return None
-        text_KE = self.adapter_text_CE
-        text_KE = text_KE if classes is None else class_rows(text_KE, classes)
-        logit_BK = text_logits(views.tuned_embedding_BE, text_KE, self.backbone.logit_scale)
-        return logit_BK.masked_fill(~text_KE.any(dim=1).to(logit_BK.device), float("nan"))
+        embedding_BE, scale = views.tuned_embedding_BE, self.backbone.logit_scale
+        if classes is None:
+            return text_logits(embedding_BE, self.adapter_text_CE, scale)
+        text_KE = self.adapter_text_CE.at(classes)
+        logit_BK = text_logits(embedding_BE, text_KE, scale)
+        return logit_BK.masked_fill(~text_KE.any(dim=1), float("nan"))
 
     def _counts(self, classes: list[int] | None) -> Tensor:
+        count_C = self.classes.count_C
         if classes is None:
-            return self.classes.count_C
-        padded = torch.cat([self.classes.count_C, self.classes.count_C.new_zeros(1)])
-        return padded[torch.tensor(classes)]
+            return count_C
+        return torch.tensor([int(count_C[index]) if index >= 0 else 0 for index in classes])
 
     @property
-    def learnt(self) -> tuple[Sequence[str] | None, Tensor]:
-        """
-        The classes that have a label, as `names` and `text_KE` of `scores`.
+    def learnt(self) -> Sequence[str]:
+        """The names of the classes that have a label: all, unless one's samples were forgotten."""
+        return self.classes.learnt
 
-        None of them is missing (`names` is None then) unless all samples of one were forgotten.
-        """
-        classes = self.classes
-        index_K = classes.count_C.nonzero()[:, 0]
-        if len(index_K) == len(classes.names):
-            return None, classes.text_CE
-        return [classes.names[k] for k in index_K.tolist()], classes.text_CE[index_K]
+    def about(self, index: int) -> dict[str, float | None]:
+        """Return what is known of a class, by the names of `RECORD`."""
+        number, place = divmod(index, CHUNK)
+        if number >= len(self.record):
+            return dict.fromkeys(RECORD)
+        return _about(self.record[number][place].tolist())
 
-    def records(self) -> list[dict[str, float | None]]:
-        """Return what is known of each class, by the names of `RECORD`."""
-        rows = self.record_CR.tolist()
-        rows += [[math.nan] * len(RECORD)] * (len(self.classes.names) - len(rows))
-        return [
-            {
-                name: None if math.isnan(value) else round(value, 4)
-                for name, value in zip(RECORD, row, strict=True)
-            }
-            for row in rows
-        ]
+    def records(self) -> Iterator[dict[str, float | None]]:
+        """Yield what is known of each class."""
+        if not self.record:
+            yield from (dict.fromkeys(RECORD) for _ in self.classes.names)
+        for record_CR in self.record:
+            yield from map(_about, record_CR.tolist())
 
     def rank(self, names: Sequence[str], probability_K: Tensor, top: int) -> list[Ranked]:
         """Return the `top` most probable of the named candidates, the best first."""
@@ -192,8 +181,14 @@ class Snapshot:
 
     def samples(self, name: str) -> int:
         """Return how many labels of this class were learnt."""
-        index = self.classes.index.get(name)
-        return 0 if index is None else int(self.classes.count_C[index])
+        return self.classes.samples(name)
+
+
+def _about(row: Sequence[float]) -> dict[str, float | None]:
+    return {
+        name: None if math.isnan(value) else round(value, 4)
+        for name, value in zip(RECORD, row, strict=True)
+    }
 
 
 def joined(slices: Sequence[Views]) -> Views:
@@ -218,7 +213,6 @@ def _scores(
 def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
     """Return version 0: the frozen base model."""
     trunk, top = backbone.answering_tower.cut(top_blocks)
-    width = backbone.name_embedding("thing").shape[0]
     return Snapshot(
         backbone=backbone,
         version=0,
@@ -227,8 +221,8 @@ def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
         trunk=trunk,
         frozen_top=top,
         tuned_top=None,
-        classes=Classes((), {}, torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)),
-        record_CR=torch.zeros(0, len(RECORD)),
+        classes=Classes(Names(), Table((), 0), torch.zeros(0, dtype=torch.int64)),
+        record=(),
         evidence=None,
         adapter=None,
         adapter_text_CE=None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from everlens.model.snapshot import Snapshot
 from everlens.records import as_written
 from service import openapi
 from service.context import service_of
@@ -52,15 +54,8 @@ async def get_classes(request: Request) -> Response:
     `zero_shot`, `evidence` and `adapter` are the recall of each expert alone. Null: not known yet.
     """
     snapshot = service_of(request).ready().serving.current
-    counts = snapshot.classes.count_C.tolist()
-    records = [
-        {"label": name, "samples": count, "index": index, **record}
-        for index, (name, count, record) in enumerate(
-            zip(snapshot.classes.names, counts, snapshot.records(), strict=True)
-        )
-        if count
-    ]
-    return answer({"classes": records, "version": snapshot.version})
+    # Aside: with a hundred thousand of them it takes a second, and other requests go on.
+    return await asyncio.to_thread(_listed, snapshot)
 
 
 @router.get(
@@ -74,11 +69,23 @@ async def get_class(
     """One learnt class."""
     snapshot = service_of(request).ready().serving.current
     name = as_written(name)
-    index = snapshot.classes.index.get(name)
-    if index is None or not snapshot.samples(name):
+    if not snapshot.samples(name):
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
+    index = snapshot.classes.names.find(name)
     about = {"label": name, "samples": snapshot.samples(name), "index": index}
-    return answer(about | snapshot.records()[index] | {"version": snapshot.version})
+    return answer(about | snapshot.about(index) | {"version": snapshot.version})
+
+
+def _listed(snapshot: Snapshot) -> Response:
+    counts = snapshot.classes.count_C.tolist()
+    records = [
+        {"label": name, "samples": count, "index": index, **record}
+        for index, (name, count, record) in enumerate(
+            zip(snapshot.classes.names, counts, snapshot.records(), strict=True)
+        )
+        if count
+    ]
+    return answer({"classes": records, "version": snapshot.version})
 
 
 @router.get(

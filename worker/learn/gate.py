@@ -109,7 +109,7 @@ def right_names(scores: Scores, fusion: Fusion, class_N: Sequence[int], own_N: T
     Args:
         scores: of the pictures over all learnt classes.
         fusion: of the version asked.
-        class_N: their classes.
+        class_N: the places of their classes among those.
         own_N: their evidence cosine with their own class, see `without_itself`.
     """
     assert scores.evidence_BK is not None

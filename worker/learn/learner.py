@@ -301,8 +301,9 @@ class Learner:
             self.sums.sum_CD[class_N],
             self.sums.count_C[class_N],
         )
+        place_N = [snapshot.classes.place(self.class_names[c]) for c in class_N]
         scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
-        return right_names(scores, snapshot.fusion, class_N, own_N)
+        return right_names(scores, snapshot.fusion, place_N, own_N)
 
     def _views(self, snapshot: Snapshot, exemplars: Sequence[Exemplar]) -> Views:
         return joined(
@@ -341,26 +342,23 @@ class Learner:
         self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
     ) -> list[int]:
         """Score the samples of classes that the snapshot knows; return those classes."""
-        names, text_KE = snapshot.learnt
-        if not len(text_KE):
+        if not snapshot.learnt:
             return []
-        scores = snapshot.scores(views, names, text_KE).cpu()
-        known = snapshot.classes.names if names is None else names
-        place_of = {name: place for place, name in enumerate(known)}
-        self.fusing.record(scores, [place_of.get(sample.label, -1) for sample in batch])
+        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
+        place_B = [snapshot.classes.place(sample.label) for sample in batch]
+        self.fusing.record(scores, place_B)
         best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
         expert_BX = _votes(scores)
-        for sample, best, expert_X in zip(batch, best_B, expert_BX, strict=True):
-            place = place_of.get(sample.label)
-            if place is None:
-                continue
-            self.prequential.record(right=best == place)
+        known = [row for row, place in enumerate(place_B) if place >= 0]
+        for row in known:
+            place, right = place_B[row], best_B[row] == place_B[row]
+            self.prequential.record(right=right)
             self.records.record(
-                self.class_index[sample.label],
-                right=best == place,
-                experts=[vote == place for vote in expert_X],
+                self.class_index[batch[row].label],
+                right=right,
+                experts=[vote == place for vote in expert_BX[row]],
             )
-        return sorted({self.class_index[s.label] for s in batch if s.label in place_of})
+        return sorted({self.class_index[batch[row].label] for row in known})
 
     def _held_out(self, batch: Sequence[LabelledPixels], class_B: Sequence[int]) -> list[bool]:
         """Return which samples of a batch are held out; to be asked before the sums know them."""

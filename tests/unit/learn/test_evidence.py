@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from everlens.errors import StateError
+from everlens.model.classes import table
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores
 from tests.pictures import digits
 from tests.reference import evidence as reference
@@ -37,7 +38,7 @@ def sums_of(feature_BD: Tensor, class_B: list[int]) -> EvidenceSums:
 
 
 def served(head: Head) -> EvidenceHead:
-    return EvidenceHead(head.factor_DD, class_vectors(head.factor_DD, head.mean_CD))
+    return EvidenceHead(head.factor_DD, table(class_vectors(head.factor_DD, head.mean_CD)))
 
 
 def assert_same(found: EvidenceSums, expected: EvidenceSums, atol: float = REORDERED) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from everlens.model.classes import table
 from everlens.model.fusion import Fusion, Scores, fuse
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores
 from tests.pictures import digits
@@ -34,7 +35,7 @@ def test_leaving_a_picture_out_is_never_having_learnt_it(taken: list[int]) -> No
     """In the same metric, the class mean without the picture is that of sums without it."""
     feature_BD, class_B, sums = digit_sums(100)
     head = head_of(sums)
-    served = EvidenceHead(head.factor_DD, class_vectors(head.factor_DD, head.mean_CD))
+    served = EvidenceHead(head.factor_DD, table(class_vectors(head.factor_DD, head.mean_CD)))
     own = [class_B[k] for k in taken]
     found_N = without_itself(served, feature_BD[taken], sums.sum_CD[own], sums.count_C[own])
     for found, place, c in zip(found_N, taken, own, strict=True):
@@ -43,7 +44,7 @@ def test_leaving_a_picture_out_is_never_having_learnt_it(taken: list[int]) -> No
         refitted.add(feature_BD[rest], [class_B[k] for k in rest])
         vectors = class_vectors(head.factor_DD, refitted.mean_CD())
         expected = evidence_scores(
-            EvidenceHead(head.factor_DD, vectors), feature_BD[place : place + 1], [c]
+            EvidenceHead(head.factor_DD, table(vectors)), feature_BD[place : place + 1], [c]
         )
         # Float32 in another order, after a difference of float64 sums.
         assert float(found) == pytest.approx(float(expected), abs=1e-5)
@@ -53,7 +54,7 @@ def test_a_picture_flatters_its_own_class() -> None:
     """With itself in the mean a rare class is nearer than without: that is why it is left out."""
     feature_BD, class_B, sums = digit_sums(30)
     head = head_of(sums)
-    served = EvidenceHead(head.factor_DD, class_vectors(head.factor_DD, head.mean_CD))
+    served = EvidenceHead(head.factor_DD, table(class_vectors(head.factor_DD, head.mean_CD)))
     with_B = evidence_scores(served, feature_BD, None)[torch.arange(30), class_B]
     without_B = without_itself(served, feature_BD, sums.sum_CD[class_B], sums.count_C[class_B])
     assert bool((without_B < with_B).all())
@@ -157,7 +158,7 @@ def test_leaving_out_needs_no_unit_features() -> None:
     """Features of any norm say the same, as they do where they are learnt."""
     feature_BD, class_B, sums = digit_sums(60)
     head = head_of(sums)
-    served = EvidenceHead(head.factor_DD, class_vectors(head.factor_DD, head.mean_CD))
+    served = EvidenceHead(head.factor_DD, table(class_vectors(head.factor_DD, head.mean_CD)))
     own = (sums.sum_CD[class_B], sums.count_C[class_B])
     unit_BD = functional.normalize(feature_BD, dim=-1)
     torch.testing.assert_close(

@@ -91,7 +91,7 @@ def test_observing_leaves_batch_and_snapshot_alone(tiny_clip: Backbone, base: Sn
     assert all((a.pixels == b.pixels).all() for a, b in zip(samples, before, strict=True))
     assert [s.image for s in samples] == [s.image for s in before]
     assert same_bits(base.frozen_top.state_dict(), top)
-    assert base.classes.names == ()
+    assert not base.classes.names
 
 
 def test_rows_say_what_the_sums_took(tiny_clip: Backbone, base: Snapshot) -> None:

@@ -18,6 +18,7 @@ from everlens.errors import PartError
 from everlens.model import parts as published
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
+from everlens.model.classes import chunks_of, table
 from everlens.model.fusion import Fused, Fusion, Scores, fuse
 from everlens.model.heads import (
     EvidenceHead,
@@ -128,7 +129,7 @@ def expected_answer(version: Version, names: list[str]) -> Fused:
     def scores(head: Head, classes: int, feature_BF: Tensor) -> Tensor:
         vectors = class_vectors(head.factor_DD, head.mean_CD[:classes])
         feature_BD = evidence_feature(feature_BF, pooled(hidden), backbone.recipe)
-        return evidence_scores(EvidenceHead(head.factor_DD, vectors), feature_BD, index)
+        return evidence_scores(EvidenceHead(head.factor_DD, table(vectors)), feature_BD, index)
 
     tuned_text_KE = torch.stack(
         [version.tuned_text_CE[c] if 0 <= c < 2 else torch.full((32,), math.nan) for c in index]
@@ -150,9 +151,11 @@ def expected_answer(version: Version, names: list[str]) -> Fused:
 
 
 def answer(snapshot: Snapshot, pictures: list[Pixels], names: list[str] | None) -> Fused:
-    listed = names if names is not None else snapshot.classes.names
-    text_KE = torch.stack([snapshot.backbone.name_embedding(name) for name in listed])
-    return snapshot.answer(snapshot.see(pictures), names, text_KE)
+    views = snapshot.see(pictures)
+    if names is None:
+        return snapshot.answer(views, None, snapshot.classes.text_CE)
+    text_KE = torch.stack([snapshot.backbone.name_embedding(name) for name in names])
+    return snapshot.answer(views, names, text_KE)
 
 
 @pytest.mark.parametrize("names", [["rocket", "cat", "walrus", "coffee"], ["cat"], ["walrus"]])
@@ -189,13 +192,13 @@ def test_a_snapshot_says_what_its_manifest_says(version: Version) -> None:
     snapshot = version.build(contents)
     manifest = version.manifest(contents)
     assert (snapshot.version, snapshot.digest, snapshot.learned_through) == (5, manifest.digest, 42)
-    assert snapshot.classes.names == PHOTOGRAPHS[:3]
+    assert tuple(snapshot.classes.names) == PHOTOGRAPHS[:3]
     assert snapshot.classes.count_C.tolist() == SHOWN
     assert snapshot.fusion == FUSION
     assert (snapshot.samples("coffee"), snapshot.samples("walrus")) == (2, 0)
     assert snapshot.adapter_text_CE is not None
-    assert torch.equal(snapshot.adapter_text_CE[:2], version.tuned_text_CE)
-    assert not snapshot.adapter_text_CE[2:].any()
+    assert torch.equal(snapshot.adapter_text_CE.at([0, 1]), version.tuned_text_CE)
+    assert not snapshot.adapter_text_CE.at([2]).any()
 
 
 @torch.no_grad()
@@ -207,7 +210,8 @@ def test_a_frozen_text_tower_publishes_no_texts(version: Version) -> None:
     assert snapshot.adapter_text_CE is None
     text_KE = snapshot.classes.text_CE
     whole = snapshot.answer(snapshot.see(query()), None, text_KE)
-    bent = dataclasses.replace(snapshot, adapter_text_CE=text_KE.flip(0))
+    flipped = table(text_KE.at([2, 1, 0]))
+    bent = dataclasses.replace(snapshot, adapter_text_CE=flipped)
     found = bent.answer(bent.see(query()), None, text_KE)
     assert not torch.equal(found.probability_BK, whole.probability_BK)
 
@@ -254,7 +258,7 @@ def test_evidence_alone_keeps_the_tuned_top(version: Version) -> None:
     assert second.tuned_top is first.tuned_top
     assert second.evidence is not None
     assert first.evidence is not None
-    assert torch.equal(second.evidence.vector_CD[1], first.evidence.vector_CD[0])
+    assert torch.equal(second.evidence.vector_CD.at([1]), first.evidence.vector_CD.at([0]))
     assert second.classes.count_C.tolist() == [4, 2, 3]
 
 
@@ -286,19 +290,22 @@ def test_a_cut_that_the_tower_does_not_have_is_refused(version: Version, top_blo
 def test_records_come_back_with_what_is_not_known(version: Version) -> None:
     """Each number as it was and NaN where there is none; for people, by name, as null."""
     snapshot = version.build(version.contents())
-    torch.testing.assert_close(snapshot.record_CR, RECORDS_CR, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(snapshot.record[0], RECORDS_CR, rtol=0, atol=0, equal_nan=True)
     said = dict(zip(RECORD, (0.8125, 0.25, 1.5, 0.5, 0.75, 1.0), strict=True))
-    assert snapshot.records()[0] == said
-    assert snapshot.records()[1]["recall"] == 0.0
-    assert snapshot.records()[1]["forgetting"] is None
-    assert snapshot.records()[2] == {**dict.fromkeys(RECORD), "weight": 0.5}
+    assert snapshot.about(0) == said
+    assert snapshot.about(1)["recall"] == 0.0
+    assert snapshot.about(1)["forgetting"] is None
+    assert snapshot.about(2) == {**dict.fromkeys(RECORD), "weight": 0.5}
+    assert list(snapshot.records()) == [snapshot.about(index) for index in range(3)]
 
 
 def test_a_version_without_records_knows_nothing_of_a_class(version: Version) -> None:
     """The part may be missing: every figure is then unknown, none is zero."""
     contents = version.contents()
     del contents["record/0"]
-    assert version.build(contents).records()[1] == dict.fromkeys(RECORD)
+    snapshot = version.build(contents)
+    assert list(snapshot.records()) == [dict.fromkeys(RECORD)] * 3
+    assert snapshot.about(1) == dict.fromkeys(RECORD)
 
 
 def test_records_of_other_classes_are_refused(version: Version) -> None:
@@ -322,19 +329,21 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
         "evidence/factor": published.encode_factor(version.evidence.factor_DD),
         "fusion": published.encode_fusion(FUSION),
     }
-    for number, span in published.chunks_of(count):
+    for number, span in chunks_of(count):
         contents[f"classes/{number}"] = published.encode_classes(names[span], text_CE[span])
         contents[f"evidence/{number}"] = published.encode_evidence(mean_CD[span], count_C[span])
         contents[f"record/{number}"] = published.encode_record(record_CR[span])
-    assert [s for _, s in published.chunks_of(count)] == [slice(0, 1024), slice(1024, 1030)]
+    assert [s for _, s in chunks_of(count)] == [slice(0, 1024), slice(1024, 1030)]
     snapshot = version.build(contents, classes=count)
-    assert snapshot.classes.names == tuple(names)
-    assert torch.equal(snapshot.classes.text_CE, text_CE)
+    assert list(snapshot.classes.names) == names
+    found_CE = snapshot.classes.text_CE.at(range(count))
+    assert torch.equal(found_CE, text_CE.half().float())
     assert torch.equal(snapshot.classes.count_C, count_C)
-    assert torch.equal(snapshot.record_CR, record_CR)
+    assert torch.equal(torch.cat(snapshot.record), record_CR)
     assert snapshot.evidence is not None
     expected_CD = class_vectors(version.evidence.factor_DD, mean_CD)
-    torch.testing.assert_close(snapshot.evidence.vector_CD, expected_CD, atol=1e-6, rtol=0)
+    vector_CD = snapshot.evidence.vector_CD.at(range(count))
+    torch.testing.assert_close(vector_CD, expected_CD.half().float(), atol=3e-4, rtol=0)
 
 
 def test_an_empty_version_is_the_base_model(version: Version) -> None:
@@ -344,7 +353,7 @@ def test_an_empty_version_is_the_base_model(version: Version) -> None:
     found = answer(snapshot, query(), ["cat", "rocket"])
     expected = answer(base, query(), ["cat", "rocket"])
     assert torch.equal(found.probability_BK, expected.probability_BK)
-    assert snapshot.record_CR.shape == (0, len(RECORD))
+    assert snapshot.record == ()
 
 
 def test_another_base_model_is_refused(version: Version) -> None:

@@ -27,8 +27,9 @@ from torch import Generator, Tensor
 from everlens.artifact import PART_BYTES_MAX, Manifest, digest_of
 from everlens.bus.server import EmbeddedServer
 from everlens.model.adapter import AdapterSpec, insert, tensors_of
+from everlens.model.classes import CHUNK
 from everlens.model.fusion import Fusion
-from everlens.model.parts import CHUNK, encode_adapter, encode_fusion, encode_record
+from everlens.model.parts import encode_adapter, encode_fusion, encode_record
 from everlens.model.snapshot import RECORD, Snapshot
 from tests.unit.service.api import Api, learnt_parts
 from tests.unit.service.conftest import Start
@@ -425,7 +426,7 @@ CASES: dict[str, tuple[Callable[[Version], None], str]] = {
     "an infinite factor": (spoilt_number("evidence/factor", "factor_DD", torch.inf), "not finite"),
     "a factor that is not square": (of_shape("evidence/factor", "factor_DD", 64, 5), "not square"),
     "a factor of 65,536 rows": (of_shape("evidence/factor", "factor_DD", 65536, 1), "not square"),
-    "a record of other columns": (of_shape("record/0", "record_CR", 3, 5), "unusable part"),
+    "a record of other columns": (of_shape("record/0", "record_CR", 3, 5), "5 columns"),
     "a record of complex numbers": (
         retyped("record/0", "record_CR", torch.complex64),
         "complex64",

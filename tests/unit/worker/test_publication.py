@@ -203,7 +203,7 @@ def test_evidence_parts_hold_fusion_and_records(course: Course) -> None:
     assert {"fusion", "record/0"} <= parts.keys()
     assert course.snapshot.fusion == course.learner.fusing.fusion()
     assert course.snapshot.fusion.text_slope > 0
-    record = course.snapshot.records()[0]
+    record = course.snapshot.about(0)
     assert record["recall"] == pytest.approx(float(course.learner.records.recall_C[0]), abs=1e-4)
     assert record["evidence"] is not None
     manifest = next_manifest(course.learner, course.progress, {}, cursor=course.progress.cursor)

@@ -1,0 +1,166 @@
+"""
+The classes of a version: names, vectors and counts, in chunks that versions share. ⑦⑨
+
+A version that learnt of one class has a new chunk, and the others of the version before as they
+are. So a swap costs what changed, and eight kept versions are little more than one.
+
+Shape suffixes: B pictures, C classes, K candidates, D width of a vector, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024
+
+
+def chunks_of(classes: int) -> Iterator[tuple[int, slice]]:
+    """Yield number and class range of each chunk."""
+    for number, start in enumerate(range(0, classes, CHUNK)):
+        yield number, slice(start, min(start + CHUNK, classes))
+
+
+def precision(classes: int, device: torch.device) -> torch.dtype:
+    """
+    Return in which precision the vectors of so many classes are kept.
+
+    An answer reads all of them, and a processor's memory is what that waits for, once they are
+    more than its cache holds. Of unit vectors half precision moves a cosine by at most 3e-4.
+    """
+    return torch.float16 if classes > CHUNK and device.type == "cpu" else torch.float32
+
+
+class Rows(NamedTuple):
+    """The vectors of one chunk, and the places of those that are zero: they stand for none."""
+
+    vector_CD: Tensor
+    missing: Tensor
+
+    @classmethod
+    def of(cls, vector_CD: Tensor, dtype: torch.dtype) -> Rows:
+        """Return the rows of these float32 vectors, kept in this precision."""
+        return cls(vector_CD.to(dtype), (~vector_CD.any(dim=1)).nonzero()[:, 0])
+
+    def products(self, x_BD: Tensor) -> Tensor:
+        """Return x·v of each picture and vector, in the precision of x."""
+        vector_CD = self.vector_CD
+        if vector_CD.dtype == x_BD.dtype:
+            return x_BD @ vector_CD.T
+        if len(x_BD) == 1:  # widened as it is read, as fast as memory gives it
+            return (vector_CD @ x_BD[0].to(vector_CD.dtype)).to(x_BD.dtype)[None]
+        return x_BD @ vector_CD.to(x_BD.dtype).T  # widened once, a chunk at a time within the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One vector for each of so many classes; those beyond the last chunk have none."""
+
+    chunks: tuple[Rows, ...]
+    classes: int
+
+    def products(self, x_BD: Tensor) -> Tensor:
+        """Return x·v of each picture and class; NaN for a class without a vector."""
+        product_BC = x_BD.new_full((len(x_BD), self.classes), torch.nan)
+        for rows, (_, span) in zip(self.chunks, chunks_of(self.classes), strict=False):
+            own_BC = product_BC[:, span.start : span.start + len(rows.vector_CD)]
+            own_BC.copy_(rows.products(x_BD))
+            if len(rows.missing):
+                own_BC[:, rows.missing] = torch.nan
+        return product_BC
+
+    def at(self, classes: Sequence[int]) -> Tensor:
+        """Return row_KD of these classes, in float32; a zero row for one that is not there."""
+        vector_CD = self.chunks[0].vector_CD
+        row_KD = vector_CD.new_zeros(len(classes), vector_CD.shape[1], dtype=torch.float32)
+        places: dict[int, list[tuple[int, int]]] = {}
+        for k, index in enumerate(classes):
+            places.setdefault(index // CHUNK, []).append((k, index % CHUNK))
+        for number, rows in enumerate(self.chunks):
+            there = [(k, c) for k, c in places.get(number, ()) if c < len(rows.vector_CD)]
+            if there:
+                index_K, place_K = torch.tensor(there, device=row_KD.device).T
+                row_KD[index_K] = rows.vector_CD[place_K].float()
+        return row_KD
+
+
+def table(vector_CD: Tensor) -> Table:
+    """Return these float32 vectors as the table of as many classes."""
+    dtype = precision(len(vector_CD), vector_CD.device)
+    chunks = (Rows.of(vector_CD[span], dtype) for _, span in chunks_of(len(vector_CD)))
+    return Table(tuple(chunks), len(vector_CD))
+
+
+class NameChunk:
+    """The names of one chunk, and the place of each."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.places = {name: place for place, name in enumerate(self.names)}
+
+
+class Names(Sequence[str]):
+    """All names in the order of their index."""
+
+    def __init__(self, chunks: Sequence[NameChunk] = ()) -> None:
+        self.chunks = tuple(chunks)
+
+    def __len__(self) -> int:
+        return sum(len(chunk.names) for chunk in self.chunks)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        number, place = divmod(index, CHUNK)
+        return self.chunks[number].names[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(chunk.names for chunk in self.chunks)
+
+    def find(self, name: str) -> int:
+        """Return the index of a name; -1 where there is none."""
+        for number, chunk in enumerate(self.chunks):
+            place = chunk.places.get(name)
+            if place is not None:
+                return number * CHUNK + place
+        return -1
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The learnt classes of one version, by index."""
+
+    names: Names
+    text_CE: Table  # frozen unit vectors of the names
+    count_C: Tensor  # labels learnt
+
+    @cached_property
+    def labelled(self) -> Tensor | None:
+        """Index of each class that has a label; None where all have, since none was forgotten."""
+        index_K = self.count_C.nonzero()[:, 0]
+        return None if len(index_K) == len(self.count_C) else index_K
+
+    @cached_property
+    def learnt(self) -> Sequence[str]:
+        """Names of the classes that have a label."""
+        if self.labelled is None:
+            return self.names
+        return [self.names[index] for index in self.labelled.tolist()]
+
+    def samples(self, name: str) -> int:
+        """Return how many labels of this class were learnt."""
+        index = self.names.find(name)
+        return 0 if index < 0 else int(self.count_C[index])
+
+    def place(self, name: str) -> int:
+        """Return where in `learnt` a name stands; -1 where it does not."""
+        if not self.samples(name):
+            return -1
+        index = self.names.find(name)
+        return index if self.labelled is None else int(torch.searchsorted(self.labelled, index))
