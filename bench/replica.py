@@ -47,11 +47,7 @@ class Replica:
             self.seq += 1
             batch.append(LabelledPixels(self.seq, str(self.seq), label, None, _FILE, picture))
         observation = self.learner.observe(batch, self.snapshot)
-        parts = evidence_parts(
-            self.learner,
-            changed=[row.class_index for row in observation.rows],
-            refreshed=observation.refreshed,
-        )
+        parts = evidence_parts(self.learner, observation)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)
         self._exchange(manifest, parts)
         self.moved |= bool(self.learner.tune())

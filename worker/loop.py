@@ -218,7 +218,7 @@ class Loop:
     def _resume(self) -> None:
         """Bring the head and the snapshot to the committed state."""
         head_version, _ = self.publisher.head()
-        parts = evidence_parts(self.learner, changed=None, refreshed=True)
+        parts = evidence_parts(self.learner, None)
         parts |= self.state.saved_parts(self.progress.parts)
         if self.progress.version == 0:
             return
@@ -313,8 +313,7 @@ class Loop:
         """The evidence clock: sums and buffer, one commit, one version."""
         with deadline(allowed_s(len(batch.samples))):
             observation = self.learner.observe(batch.samples, self.snapshot)
-        changed = [row.class_index for row in observation.rows]
-        parts = evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
+        parts = evidence_parts(self.learner, observation)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
         progress = self.progress
@@ -412,7 +411,7 @@ class Loop:
         )
         progress = self.progress
         progress.parts = {n: d for n, d in progress.parts.items() if not is_adapters(n)}
-        parts = evidence_parts(self.learner, changed=None, refreshed=True)
+        parts = evidence_parts(self.learner, None)
         if activation.adapter:
             parts |= adapter_parts(self.learner)
         manifest = next_manifest(

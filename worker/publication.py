@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,35 +25,33 @@ from everlens.model.parts import (
 from everlens.model.snapshot import Snapshot
 from everlens.records import Activation
 from worker.commit import Progress
-from worker.learn.learner import Learner, LearntRow
+from worker.learn.learner import Learner, LearntRow, Observation
 
 
-def evidence_parts(
-    learner: Learner, *, changed: Iterable[int] | None, refreshed: bool
-) -> dict[str, bytes]:
+def evidence_parts(learner: Learner, observation: Observation | None) -> dict[str, bytes]:
     """
-    Return the parts of the evidence that a batch changed, by name.
+    Return the parts of the evidence that a batch changed, by name; None makes every part.
 
-    Args:
-        changed: indices of the classes that got samples; None makes every part, as a start does.
-        refreshed: whether the shared factor is a new one.
+    The name of a class is for ever: `classes/N` changes with a new one alone.
     """
     parts = {"fusion": encode_fusion(learner.fusing.fusion())}
     if learner.sums is None or learner.factor is None:
         return parts
-    if refreshed or changed is None:
+    if observation is None or observation.refreshed:
         parts["evidence/factor"] = encode_factor(learner.factor)
-    touched = None if changed is None else {index // CHUNK for index in changed}
-    for number, span in chunks_of(len(learner.class_names)):
-        if touched is not None and number not in touched:
-            continue
+    classes, weight_C = len(learner.class_names), learner.class_weights()
+    learnt = range(classes) if observation is None else [r.class_index for r in observation.rows]
+    first_new = 0 if observation is None else classes - len(observation.new_classes)
+    for number in sorted({index // CHUNK for index in learnt}):
+        span = slice(number * CHUNK, min((number + 1) * CHUNK, classes))
         parts[f"evidence/{number}"] = encode_evidence(
             learner.sums.mean_CD(span), learner.sums.count_C[span]
         )
-        parts[f"classes/{number}"] = encode_classes(
-            learner.class_names[span], torch.stack(learner.text_vectors[span])
-        )
-        parts[f"record/{number}"] = encode_record(learner.class_record(span))
+        parts[f"record/{number}"] = encode_record(learner.class_record(span, weight_C))
+        if span.stop > first_new:
+            parts[f"classes/{number}"] = encode_classes(
+                learner.class_names[span], torch.stack(learner.text_vectors[span])
+            )
     return parts
 
 

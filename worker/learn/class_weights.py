@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.learn.room import lengthened
+
 # Nats added to a relative λ: classes whose losses are closer than this count as equally hard.
 SPREAD_MIN = 1e-3
 
@@ -73,11 +75,9 @@ class ClassLosses:
         if not loss_B.isfinite().all():
             return
         self.make_room(max(class_B) + 1)
-        index_B = torch.tensor(list(class_B))
-        count_C = torch.bincount(index_B, minlength=len(self.loss_C))
-        sum_C = torch.zeros_like(self.loss_C).index_add_(0, index_B, loss_B)
-        present_C = count_C > 0
-        new_C = sum_C[present_C] / count_C[present_C]
+        present_C, place_B = torch.unique(torch.tensor(list(class_B)), return_inverse=True)
+        sum_C = loss_B.new_zeros(len(present_C)).index_add_(0, place_B, loss_B)
+        new_C = sum_C / torch.bincount(place_B)
         old_C = self.loss_C[present_C]
         # Class by class: one that is new starts at its own loss beside known ones, too, and not
         # at zero, from where it would count as solved for 1/γ turns.
@@ -92,9 +92,7 @@ class ClassLosses:
 
     def make_room(self, classes: int) -> None:
         """Know at least so many classes; new ones are not measured."""
-        missing = classes - len(self.loss_C)
-        if missing > 0:
-            self.loss_C = torch.cat([self.loss_C, self.loss_C.new_full((missing,), math.nan)])
+        self.loss_C = lengthened(self.loss_C, classes, math.nan)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a commit saves."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from everlens.errors import StateError
+from worker.learn.room import lengthened
 
 # λ, in units of squared unit features, not divided by N. Flat between 0.3 and 1 on all packs; with
 # less the worst stream loses two points, and the factorisation is safe at any rank.
@@ -118,12 +119,8 @@ class EvidenceSums:
 
     def make_room(self, classes: int) -> None:
         """Know at least so many classes; new ones have no sample."""
-        missing = classes - len(self.count_C)
-        if missing > 0:
-            self.sum_CD = torch.cat(
-                [self.sum_CD, self.sum_CD.new_zeros(missing, self.sum_CD.shape[1])]
-            )
-            self.count_C = torch.cat([self.count_C, self.count_C.new_zeros(missing)])
+        self.sum_CD = lengthened(self.sum_CD, classes)
+        self.count_C = lengthened(self.count_C, classes)
 
 
 def head_of(sums: EvidenceSums, factor_DD: Tensor | None = None) -> Head:

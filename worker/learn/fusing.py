@@ -123,11 +123,9 @@ def grid_losses(scores: Scores, class_index: int, fusion: Fusion) -> Tensor:
     Reference: tests/reference/fusing.py, choice by choice through the fusion itself.
     """
     classes = len(scores.count_K)
-    log_text_C, log_evidence_C = (
-        expert_BC[0].double() for expert_BC in log_experts(scores, fusion)
-    )
+    log_text_C, log_evidence_C = (expert_BC[0] for expert_BC in log_experts(scores, fusion))
     place_C = _candidates(log_text_C, log_evidence_C, class_index)
-    log_text_C, log_evidence_C = log_text_C[place_C], log_evidence_C[place_C]
+    log_text_C, log_evidence_C = log_text_C[place_C].double(), log_evidence_C[place_C].double()
     count_C = scores.count_K[place_C].double()
     weight_KC = counted_weight(count_C, torch.tensor(KAPPA, dtype=torch.float64)[:, None])
     log_KC = torch.logaddexp((1 - weight_KC).log() + log_text_C, weight_KC.log() + log_evidence_C)

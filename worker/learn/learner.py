@@ -259,11 +259,17 @@ class Learner:
         sums.make_room(len(self.class_names))
         return head_of(sums)
 
-    def class_record(self, span: slice) -> Tensor:
-        """Return what is said of a range of classes: the columns of `snapshot.RECORD`."""
-        records = self.records
-        columns = [records.recall_C, records.forgetting_C, self.class_weights()]
-        return torch.cat([torch.stack(columns, dim=1), records.expert_CX], dim=1)[span]
+    def class_record(self, span: slice, weight_C: Tensor) -> Tensor:
+        """
+        Return what is said of a range of classes: the columns of `snapshot.RECORD`.
+
+        Args:
+            span: the range.
+            weight_C: `class_weights`, of all classes.
+        """
+        records = self.records.part(span)
+        columns = [records.recall_C, records.forgetting_C, weight_C[span]]
+        return torch.cat([torch.stack(columns, dim=1), records.expert_CX], dim=1)
 
     def class_weights(self) -> Tensor:
         """Return weight_C of each class's loss, as of the adapter accepted last; 1 is the mean."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.learn.room import lengthened
+
 DECAY = 0.99
 
 # Of the recall of one class, which sees far fewer samples than the whole.
@@ -83,10 +85,13 @@ class ClassRecords:
 
     def make_room(self, classes: int) -> None:
         """Know at least so many classes."""
-        missing = classes - len(self.record_CK)
-        if missing > 0:
-            width = self.record_CK.shape[1]
-            self.record_CK = torch.cat([self.record_CK, self.record_CK.new_zeros(missing, width)])
+        self.record_CK = lengthened(self.record_CK, classes)
+
+    def part(self, span: slice) -> ClassRecords:
+        """Return the records of a range of classes."""
+        records = ClassRecords()
+        records.record_CK = self.record_CK[span]
+        return records
 
     @property
     def recall_C(self) -> Tensor:

@@ -9,6 +9,8 @@ Source: class-balancing reservoir sampling (Chrysakis and Moens, ICML 2020), wit
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -64,9 +66,16 @@ class ReplayBuffer:
         self.bytes = 0
         self.next_class = 0  # where the round robin goes on
         self._shelves: dict[int, _Shelf] = {}
+        # What would otherwise be looked for among all classes, kept up to date:
+        self._trainable: list[int] = []  # the classes that have an exemplar to train on, in order
+        self._sizes: list[
+            tuple[int, int]
+        ] = []  # heap of -bytes and class; what is past stays in it
+        self._held: dict[int, Exemplar] = {}  # by seq
+        self._kept = 0
 
     def __len__(self) -> int:
-        return sum(len(shelf.exemplars) for shelf in self._shelves.values())
+        return self._kept
 
     def __iter__(self) -> Iterator[Exemplar]:
         """Yield all exemplars, class by class."""
@@ -76,7 +85,7 @@ class ReplayBuffer:
     @property
     def classes(self) -> list[int]:
         """The classes that have an exemplar to train on."""
-        return sorted(index for index, shelf in self._shelves.items() if shelf.trainable)
+        return list(self._trainable)
 
     def of_class(self, class_index: int) -> list[Exemplar]:
         """Return the exemplars of one class to train on."""
@@ -85,8 +94,7 @@ class ReplayBuffer:
 
     def held_out(self, count_max: int) -> list[Exemplar]:
         """Return the newest exemplars that are never trained on, in the order of the log."""
-        held = sorted((e for e in self if e.held_out), key=lambda e: e.seq)
-        return held[-count_max:]
+        return [self._held[seq] for seq in sorted(self._held)[-count_max:]]
 
     def bookkeeping(self) -> dict[int, tuple[int, bool]]:
         """Return, for each class, how many samples were seen and whether it has been full."""
@@ -139,10 +147,10 @@ class ReplayBuffer:
         A class waits at most classes / count draws for its next turn. With fewer classes than
         `count`, each gets several; an exemplar may then come twice.
         """
-        classes = self.classes
+        classes = self._trainable
         if not classes:
             return []
-        start = next((k for k, c in enumerate(classes) if c >= self.next_class), 0)
+        start = bisect_left(classes, self.next_class) % len(classes)
         chosen = [classes[(start + k) % len(classes)] for k in range(count)]
         if chosen:
             self.next_class = chosen[-1] + 1
@@ -168,11 +176,16 @@ class ReplayBuffer:
 
     def _largest(self) -> _Shelf:
         """Return the largest class, the first of several; all of them are full from now on."""
-        size = max(shelf.bytes for shelf in self._shelves.values())
-        largest = [s for _, s in sorted(self._shelves.items()) if s.bytes == size]
-        for shelf in largest:
-            shelf.full = True
-        return largest[0]
+        largest: dict[int, _Shelf] = {}
+        size = 0
+        while self._sizes and -self._sizes[0][0] >= size:
+            negative, index = heapq.heappop(self._sizes)
+            shelf = self._shelves[index]
+            if shelf.bytes == -negative:
+                size, shelf.full, largest[index] = shelf.bytes, True, shelf
+        for index in largest:
+            heapq.heappush(self._sizes, (-size, index))
+        return next(iter(largest.values()))
 
     def _any(self, class_index: int, generator: Generator) -> Exemplar:
         exemplars = self.of_class(class_index)
@@ -181,8 +194,15 @@ class ReplayBuffer:
     def _put(self, shelf: _Shelf, exemplar: Exemplar) -> None:
         shelf.exemplars.append(exemplar)
         shelf.bytes += exemplar.bytes
-        shelf.trainable += not exemplar.held_out
         self.bytes += exemplar.bytes
+        self._kept += 1
+        self._sized(exemplar.class_index, shelf)
+        if exemplar.held_out:
+            self._held[exemplar.seq] = exemplar
+            return
+        shelf.trainable += 1
+        if shelf.trainable == 1:
+            insort(self._trainable, exemplar.class_index)
 
     def _drop(self, shelf: _Shelf, generator: Generator) -> int:
         return self._take(shelf, _below(len(shelf.exemplars), generator))
@@ -190,9 +210,22 @@ class ReplayBuffer:
     def _take(self, shelf: _Shelf, place: int) -> int:
         gone = shelf.exemplars.pop(place)
         shelf.bytes -= gone.bytes
-        shelf.trainable -= not gone.held_out
         self.bytes -= gone.bytes
+        self._kept -= 1
+        self._sized(gone.class_index, shelf)
+        if gone.held_out:
+            del self._held[gone.seq]
+            return gone.seq
+        shelf.trainable -= 1
+        if shelf.trainable == 0:
+            del self._trainable[bisect_left(self._trainable, gone.class_index)]
         return gone.seq
+
+    def _sized(self, class_index: int, shelf: _Shelf) -> None:
+        heapq.heappush(self._sizes, (-shelf.bytes, class_index))
+        if len(self._sizes) > 4 * len(self._shelves) + 64:  # mostly past: begin anew
+            self._sizes = [(-s.bytes, index) for index, s in self._shelves.items()]
+            heapq.heapify(self._sizes)
 
 
 def _below(bound: int, generator: Generator) -> int:

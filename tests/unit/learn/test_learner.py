@@ -241,7 +241,7 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     weighting = ClassWeightConfig(temperature=1.0)
     one = learner(tiny_clip, class_weights=weighting)
     one.observe(labelled(STREAM), base)
-    record_CR = one.class_record(slice(0, 4))
+    record_CR = one.class_record(slice(0, 4), one.class_weights())
     assert record_CR.shape == (4, len(RECORD))
     weight_C = record_CR[:, RECORD.index("weight")]
     assert torch.equal(weight_C, torch.ones(4, dtype=torch.float64))
@@ -250,7 +250,7 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     one.tune()
     one.tuner.accept()
     one.records.record(2, right=True, experts=[False, True, True])
-    record_CR = one.class_record(slice(1, 4))
+    record_CR = one.class_record(slice(1, 4), one.class_weights())
     assert record_CR[1, RECORD.index("recall")] == 1
     assert record_CR[1, 3:].tolist() == [0, 1, 1]
     assert bool(record_CR[0, 3:].isnan().all())

@@ -55,11 +55,8 @@ class Course:
 
     def learn(self, batch: list[LabelledPixels]) -> None:
         observation = self.learner.observe(batch, self.snapshot)
-        changed = [row.class_index for row in observation.rows]
         self.progress.cursor = batch[-1].seq
-        self.exchange(
-            evidence_parts(self.learner, changed=changed, refreshed=observation.refreshed)
-        )
+        self.exchange(evidence_parts(self.learner, observation))
         self.learner.tune()
 
     def wrecked(self) -> dict[str, bytes]:
@@ -199,7 +196,7 @@ def test_evidence_parts_hold_fusion_and_records(course: Course) -> None:
     """What is learnt of the experts goes out with each version, for the service to read."""
     for _ in range(4):
         course.learn(samples(80)[-BATCH:])
-    parts = evidence_parts(course.learner, changed=None, refreshed=True)
+    parts = evidence_parts(course.learner, None)
     assert {"fusion", "record/0"} <= parts.keys()
     assert course.snapshot.fusion == course.learner.fusing.fusion()
     assert course.snapshot.fusion.text_slope > 0
