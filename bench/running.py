@@ -1,0 +1,191 @@
+"""
+Real everlens processes for a bench: the log's server, the service, the worker.
+
+On free ports and in a directory of their own. They end with the `with` that started them, also on
+Ctrl-C, and the kernel ends them where this process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.load import HOST
+from bench.packs import REPOSITORY
+from everlens.bus.server import EmbeddedServer
+from everlens.child import start_child, stop_child
+from everlens.errors import EverlensError
+from everlens.launch.health import learner_present, service_ready
+
+READY_S = 120.0
+_STOP_S = 10.0
+_LOOK_S = 0.05
+_TAIL_BYTES = 1500
+_NICENESS = 10  # of the worker, as `everlens up` has it
+_MEMORY_BYTES = 6 * 2**30
+
+
+class StartError(EverlensError):
+    """A process of a bench did not start; the message holds its last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process that was started, and the port it answers on (0: none)."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int = 0
+
+    def pause(self) -> None:
+        """Stop its work at once; it keeps its memory and its connections."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that it answers to a GET."""
+        with urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def memory_bytes(self) -> int:
+        """Return what it and its children hold in memory (Linux)."""
+        return memory_bytes(self.process.pid)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a directory that is removed afterwards; its path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="everlens-bench-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def log_server(folder: Path) -> Iterator[EmbeddedServer]:
+    """Give a running server of the log, with the durable settings of production."""
+    server = EmbeddedServer(folder / "log", maxmemory_bytes=_MEMORY_BYTES)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def service(url: str, folder: Path, **settings: object) -> Iterator[Process]:
+    """
+    Give a service that is ready.
+
+    Args:
+        url: of the log.
+        folder: where its data and its output go.
+        settings: EVERLENS_* by their lower-case names.
+
+    Raises:
+        StartError: it is not.
+    """
+    port = free_port()
+    words = [sys.executable, "-P", "-m", "service"]
+    environment = _environment(url, folder, port=port, **settings)
+    with started("service", words, folder, environment, port=port) as process:
+        until(process, lambda: service_ready(f"http://{HOST}:{port}"))
+        yield process
+
+
+@contextlib.contextmanager
+def worker(url: str, folder: Path, **settings: object) -> Iterator[Process]:
+    """Give a worker that holds its log's lease; arguments and errors as of `service`."""
+    words = [sys.executable, "-P", "-m", "worker"]
+    environment = _environment(url, folder, **settings)
+    namespace = str(settings.get("namespace", "everlens"))
+    with started("worker", words, folder, environment, niceness=_NICENESS) as process:
+        until(process, lambda: learner_present(url, namespace))
+        try:
+            yield process
+        finally:
+            process.resume()  # a stopped one would not hear that it shall end
+
+
+@contextlib.contextmanager
+def started(
+    name: str,
+    words: Sequence[str | Path],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    port: int = 0,
+    niceness: int = 0,
+) -> Iterator[Process]:
+    """Give a process whose output goes to a file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.log"
+    with path.open("ab") as log:
+        child = start_child(words, log=log, env=environment, niceness=niceness)
+    try:
+        yield Process(child, path, port)
+    finally:
+        stop_child(child, _STOP_S)
+
+
+def until(process: Process, ready: Callable[[], bool], within_s: float = READY_S) -> None:
+    """
+    Return when a process is ready.
+
+    Raises:
+        StartError: it ended, or it takes too long.
+    """
+    deadline = time.monotonic() + within_s
+    while not ready():
+        code = process.process.poll()
+        if code is not None or time.monotonic() > deadline:
+            ended = f"ended with {code}" if code is not None else f"not ready in {within_s:g} s"
+            said = process.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
+            raise StartError(f"{process.log.stem}: {ended}: {said}")
+        time.sleep(_LOOK_S)
+
+
+def plain_environment() -> dict[str, str]:
+    """Return our environment without what we set for ourselves, or somebody for everlens."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("EVERLENS_", "OMP_"))}
+
+
+def _environment(url: str, folder: Path, **settings: object) -> dict[str, str]:
+    settings = {"redis_url": url, "data_dir": folder / "data", **settings}
+    told = {f"EVERLENS_{name.upper()}": str(value) for name, value in settings.items()}
+    return plain_environment() | told | {"PYTHONPATH": str(REPOSITORY)}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def memory_bytes(pid: int) -> int:
+    """Return what a process and its children hold in memory, each its own share (Linux)."""
+    own = 0
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                own = 1024 * int(line.split()[1])
+    children: list[str] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children += task.read_text().split()
+    return own + sum(memory_bytes(int(child)) for child in children)
