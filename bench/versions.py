@@ -55,6 +55,10 @@ class Versions:
         classes: how many are learnt.
         top_blocks: k; the cut of the tower, and how many blocks an adapter bends.
         adapter: whether the versions have one.
+
+    Attributes:
+        names, text_CE, mean_CD, count_C, tuned_CD: the classes, their text vectors, mean features,
+            labels, and means of tuned features (None without an adapter).
     """
 
     def __init__(
@@ -67,10 +71,10 @@ class Versions:
         base = base_snapshot(backbone, top_blocks)
         views = base.see([_grey(backbone)])
         self._top = base.frozen_top
-        self._text_CE = self._units(classes, views.embedding_BE.shape[1])
-        self._mean_CD = self._units(classes, views.feature_BD.shape[1])
-        self._tuned_CD = self._units(classes, views.feature_BD.shape[1]) if adapter else None
-        self._count_C = torch.ones(classes, dtype=torch.int64)
+        self.text_CE = self._units(classes, views.embedding_BE.shape[1])
+        self.mean_CD = self._units(classes, views.feature_BD.shape[1])
+        self.tuned_CD = self._units(classes, views.feature_BD.shape[1]) if adapter else None
+        self.count_C = torch.ones(classes, dtype=torch.int64)
         self._manifest = Manifest(
             version=0,
             parent="",
@@ -84,21 +88,21 @@ class Versions:
 
     def first(self) -> Version:
         """Return the version that has every part anew."""
-        parts = {"evidence/factor": encode_factor(torch.eye(self._mean_CD.shape[1]))}
+        parts = {"evidence/factor": encode_factor(torch.eye(self.mean_CD.shape[1]))}
         parts |= self._evidence(range(len(self.names)))
-        if self._tuned_CD is not None:
-            parts["adapter/factor"] = encode_factor(torch.eye(self._tuned_CD.shape[1]))
+        if self.tuned_CD is not None:
+            parts["adapter/factor"] = encode_factor(torch.eye(self.tuned_CD.shape[1]))
             for number, span in chunks_of(len(self.names)):
                 parts[f"adapter/{number}"] = encode_evidence(
-                    self._tuned_CD[span], self._count_C[span]
+                    self.tuned_CD[span], self.count_C[span]
                 )
             parts |= self._adapter()
         return self._next(parts)
 
     def learnt(self, changed: int) -> Version:
         """Return the next version, in which one class has a label more."""
-        self._count_C[changed] += 1
-        self._mean_CD[changed] = self._units(1, self._mean_CD.shape[1])[0]
+        self.count_C[changed] += 1
+        self.mean_CD[changed] = self._units(1, self.mean_CD.shape[1])[0]
         return self._next(self._evidence([changed]))
 
     def tuned(self) -> Version:
@@ -129,10 +133,10 @@ class Versions:
         for number, span in chunks_of(len(self.names)):
             if touched.isdisjoint(range(span.start, span.stop)):
                 continue
-            count_C = self._count_C[span]
+            count_C = self.count_C[span]
             record_CR = torch.zeros(len(count_C), len(RECORD)) + (count_C % 7)[:, None] / 8
-            parts[f"classes/{number}"] = encode_classes(self.names[span], self._text_CE[span])
-            parts[f"evidence/{number}"] = encode_evidence(self._mean_CD[span], count_C)
+            parts[f"classes/{number}"] = encode_classes(self.names[span], self.text_CE[span])
+            parts[f"evidence/{number}"] = encode_evidence(self.mean_CD[span], count_C)
             parts[f"record/{number}"] = encode_record(record_CR)
         return parts
 

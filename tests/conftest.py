@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bench.tiny_clip import write_tiny_clip
 from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
 from everlens.model.backbone import Backbone, load_backbone
-from tests.tiny_clip import write_tiny_clip
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from bench.tiny_clip import write_tiny_clip
 from everlens.bus.server import find_binary
 from everlens.client import Client
 from everlens.launch.greeting import bundled_picture
 from tests.deploy.compose import load
 from tests.system.processes import Started, clean_environment, free_port, started, until
-from tests.tiny_clip import write_tiny_clip
 
 pytestmark = pytest.mark.system
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from bench.tiny_clip import write_tiny_clip
 from tests.fuzz.hooks import WHOLE
 from tests.system.processes import ROOT, Started, clean_environment, everlens_up, free_port, started
-from tests.tiny_clip import write_tiny_clip
 
 _READY_S = 120
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from bench.tiny_clip import write_tiny_clip
 from tests.system.chaos.forked import Zygote
 from tests.system.chaos.ground import Broken, Ground, NotPossible, Quiet
 from tests.system.chaos.tally import Tally
-from tests.tiny_clip import write_tiny_clip
 
 _ROOM_BYTES = 4 << 30
 

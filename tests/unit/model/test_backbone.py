@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from bench.tiny_clip import CONFIG
 from everlens.errors import ModelError
 from everlens.model.backbone import Backbone, load_backbone
 from tests.pictures import squashed
-from tests.tiny_clip import CONFIG
 from tests.unit.model.folders import CONFIGS, write_model
 
 CPU = torch.device("cpu")

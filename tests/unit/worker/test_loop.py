@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.tiny_clip import write_tiny_clip
 from everlens.bus.admission import Admittable
 from everlens.bus.scripts import text
 from everlens.bus.stream import Stream
@@ -19,7 +20,6 @@ from everlens.model.backbone import load_backbone
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
 from everlens.records import EntryKind
-from tests.tiny_clip import write_tiny_clip
 from tests.unit.learn.exemplars import same_bits
 from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh_bench, run_to
 from worker.commit import StateFile

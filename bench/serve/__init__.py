@@ -1,0 +1,1 @@
+"""Serving, against the machine's limit and against other servers: `python -m bench.serve`."""

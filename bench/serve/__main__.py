@@ -1,0 +1,125 @@
+"""
+How near to the machine's limit it answers, and against what: `python -m bench.serve [--peers]`.
+
+Every figure that is compared is measured beside what it is compared with, in rounds that take
+turns. The required figures are ViT-B-32's (random weights take the same time); the starter's first
+ones stand beside them. Ends with one JSON line; raw figures lie in the folder of `--out`. Idle
+OpenMP threads sleep here as they do in the service (`OMP_WAIT_POLICY`), so that both sides meet the
+same machine.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.measure import DEFAULT_OUT, finish, table
+from bench.serve import (
+    alone,
+    learning,
+    many,
+    names,
+    overtaking,
+    publication,
+    saturation,
+    stalls,
+    swapping,
+)
+from bench.serve.findings import HEADER, Findings
+from bench.serve.stage import Options, Stage
+from everlens.errors import EverlensError
+from everlens.model.backbone import STARTER
+
+Row = Callable[[Stage], Findings]
+
+# In this order: what needs the service, what needs the worker, what needs neither.
+ROWS: Mapping[str, Row] = {
+    "saturation": saturation.measure,
+    "peers": overtaking.measure,
+    "alone": alone.measure,
+    "swapping": swapping.measure,
+    "learning": learning.measure,
+    "names": names.measure,
+    "many": many.measure,
+    "publication": publication.measure,
+    "stalls": stalls.measure,
+}
+BESIDE = ("saturation", "alone")  # what the starter is measured by, when it stands beside
+PROMISED = ("over_bare_model", "over_best_peer", "added_p50_ms", "swap_p99_ratio", "beside_learner")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the rows that were asked for; return 1 where one could not be."""
+    options, only = _options(arguments)
+    begun = time.monotonic()
+    rows = measured(options, only)
+    every = dict(rows)
+    figures: dict[str, float | None] = dict.fromkeys(PROMISED)
+    for found in rows.values():
+        figures |= found.figures
+    if options.model != STARTER and set(BESIDE) & set(only):
+        beside = replace(
+            options, model=STARTER, pretrained="", rounds=2, seconds=options.seconds / 2
+        )
+        for name, found in measured(beside, [row for row in only if row in BESIDE]).items():
+            every[f"{STARTER} {name}"] = found
+            figures |= {f"{STARTER}_{figure}": value for figure, value in found.figures.items()}
+    lines = [line.cells() for found in every.values() for line in found.lines]
+    print("\n" + table(HEADER, lines))
+    print(f"{options.model}, {options.rounds} rounds, {time.monotonic() - begun:.0f} s")
+    finish("serve", options.out, {name: found.raw for name, found in every.items()}, figures)
+    return 1 if any("not measured" in found.raw for found in every.values()) else 0
+
+
+def measured(options: Options, only: Sequence[str]) -> dict[str, Findings]:
+    """Return what each row found; of one that failed, why it did."""
+    rows = {}
+    with Stage(options) as stage:
+        for name in only:
+            print(f"{options.model}: {name} ...", file=sys.stderr, flush=True)
+            try:
+                rows[name] = ROWS[name](stage)
+            except EverlensError as error:
+                rows[name] = Findings()
+                reason = " ".join(str(error).split())
+                rows[name].add(name, f"not measured: {reason[-300:]}", ok=False)
+                rows[name].keep(**{"not measured": reason})
+    return rows
+
+
+def _options(arguments: Sequence[str] | None) -> tuple[Options, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.serve", description="How near to the machine's limit it answers."
+    )
+    parser.add_argument("--model", default="ViT-B-32", help="`starter`, or an open_clip name")
+    parser.add_argument("--pretrained", help="as EVERLENS_PRETRAINED; random by default")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement")
+    parser.add_argument("--peers", action="store_true", help="install and measure other servers")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    asked = parser.parse_args(arguments)
+    pretrained = asked.pretrained or ("" if asked.model == STARTER else "random")
+    options = Options(
+        model=asked.model,
+        pretrained=pretrained,
+        device=asked.device,
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+        peers=asked.peers,
+        out=asked.out,
+    )
+    return options, [name for name in ROWS if name in asked.only]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

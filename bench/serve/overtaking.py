@@ -1,0 +1,108 @@
+"""Images a second over what a user would run instead, all zero-shot with the frozen model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from bench.load import run_load
+from bench.measure import Spread, interleaved, ratio_of, spread_of
+from bench.running import Process
+from bench.serve.findings import Findings
+from bench.serve.peers.start import Peer, peers, running, stream
+from bench.serve.stage import LABELS, ZERO_SHOT, Stage
+from everlens.errors import EverlensError
+from everlens.model.backbone import STARTER
+from everlens.model.runtime import has_bfloat16
+
+MUST = 1.3
+CONCURRENCIES = (8, 32)
+_OURS = "everlens"
+_PLAIN = "plain"
+
+Asked = Callable[[int, float], float]  # connections and seconds → images a second
+
+
+def measure(stage: Stage) -> Findings:
+    """Measure everybody at the concurrency that is best for him, in rounds that take turns."""
+    found, options = Findings(), stage.options
+    if options.model == STARTER:
+        found.add("over the better peer", "not measured: no peer can load the starter")
+        return found
+    bfloat16 = has_bfloat16(stage.backbone.device)
+    service = stage.service
+    asked: dict[str, Asked] = {
+        _OURS: lambda c, s: service.under_load(c, s, ZERO_SHOT).rate,
+    }
+    kinds: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        for peer in peers(installed=options.peers, bfloat16=bfloat16):
+            try:
+                process = stack.enter_context(
+                    running(
+                        peer, options.model, LABELS, stage.folder / "peers", options.out / "peers"
+                    )
+                )
+                ask = _asking(peer, process, stage)
+                ask(1, 0.2)
+            except EverlensError as error:
+                found.add(peer.name, f"not measured: {' '.join(str(error).split())[-300:]}")
+                continue
+            asked[peer.name], kinds[peer.name] = ask, peer.kind
+        rates, best = _measured(asked, options.rounds, options.seconds)
+    for name, values in rates.items():
+        found.add(f"images/s zero-shot: {name}, concurrency {best[name]}", spread_of(values))
+    _compare(found, rates, kinds, peers_asked=options.peers)
+    found.keep(zero_shot=rates, concurrency=best)
+    return found
+
+
+def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:
+    def ask(connections: int, seconds: float) -> float:
+        asked = stream(peer, stage.bodies, connections)
+        return run_load(process.port, asked, seconds).succeeded().rate
+
+    return ask
+
+
+def _measured(
+    asked: dict[str, Asked], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Return the rates of everybody, and the concurrency that they were measured at."""
+    best = {
+        name: max(CONCURRENCIES, key=lambda c: ask(c, seconds / 2)) for name, ask in asked.items()
+    }
+
+    def turn(name: str) -> Callable[[], float]:
+        return lambda: asked[name](best[name], seconds)
+
+    return interleaved({name: turn(name) for name in asked}, rounds), best
+
+
+def _compare(
+    found: Findings, rates: dict[str, list[float]], kinds: dict[str, str], *, peers_asked: bool
+) -> None:
+    """Add our rate over the better plain handler's and over the best of all."""
+    plain = [name for name, kind in kinds.items() if kind == _PLAIN]
+    if plain:
+        strongest, ratio = _over_best(rates, plain)
+        found.add(f"over the plain handler ({strongest})", ratio, over_plain_handler=ratio.median)
+    if len(plain) == len(kinds):
+        why = "no peer could be started" if peers_asked else "ask with --peers"
+        found.add("over the better peer", f"not measured: {why}", f">= {MUST}")
+        return
+    # Also over a plain handler, where that is the better one.
+    strongest, ratio = _over_best(rates, list(kinds))
+    found.add(
+        f"over the better peer ({strongest})",
+        ratio,
+        f">= {MUST}",
+        ok=ratio.median >= MUST,
+        over_best_peer=ratio.median,
+    )
+
+
+def _over_best(rates: dict[str, list[float]], names: list[str]) -> tuple[str, Spread]:
+    """Return the fastest of some, and our rate over his."""
+    strongest = max(names, key=lambda name: spread_of(rates[name]).median)
+    return strongest, ratio_of(rates[_OURS], rates[strongest])

@@ -1,0 +1,147 @@
+"""The servers that a user would run instead: how each is installed, started and asked."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.load import HOST, Stream, http_request
+from bench.packs import REPOSITORY
+from bench.running import Process, free_port, plain_environment, started, until
+from bench.serve.peers.environments import python_with
+
+_HERE = Path(__file__).parent
+_JSON = {"Content-Type": "application/json"}
+_LITSERVE = ("litserve==0.2.19", "open_clip_torch==3.3.0")
+# The newest `transformers` has no place for its BetterTransformer; its pictures need aiohttp.
+_INFINITY = (
+    "infinity-emb[server,torch,vision]==0.0.78",
+    "aiohttp",
+    "transformers==4.47.1",
+    "typer==0.12.5",
+    "click==8.1.8",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """
+    A server to measure beside ours.
+
+    Args:
+        name: in the table.
+        kind: plain, litserve or infinity.
+        precision: of its weights, as torch names it.
+    """
+
+    name: str
+    kind: str
+    precision: str = "float32"
+
+
+def peers(*, installed: bool, bfloat16: bool) -> list[Peer]:
+    """
+    Return whom to measure.
+
+    Args:
+        installed: also those that need an environment of their own.
+        bfloat16: also the stronger variants, where the processor multiplies bfloat16.
+    """
+    kinds = [("plain FastAPI", "plain"), *([("LitServe", "litserve")] if installed else [])]
+    found = [Peer(f"{name}, float32", kind) for name, kind in kinds]
+    if bfloat16:
+        found += [Peer(f"{name}, bfloat16", kind, "bfloat16") for name, kind in kinds]
+    if installed:
+        found.append(Peer("infinity, float32", "infinity"))
+    return found
+
+
+@contextlib.contextmanager
+def running(
+    peer: Peer, model: str, labels: Sequence[str], folder: Path, environments: Path
+) -> Iterator[Process]:
+    """
+    Give the peer, ready to be asked.
+
+    Raises:
+        PeerError, StartError: it cannot be installed, or does not start.
+    """
+    port = free_port()
+    words = _words(peer, model, labels, port, environments.resolve())
+    # Each as its documentation has it: threads and waiting are its own defaults.
+    environment = plain_environment() | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    path = "/openapi.json" if peer.kind == "plain" else "/health"
+    name = f"{peer.kind}-{peer.precision}"
+    with started(name, words, folder, environment, port=port) as process:
+        until(process, lambda: _answers(f"http://{HOST}:{port}{path}"))
+        yield process
+
+
+def _words(
+    peer: Peer, model: str, labels: Sequence[str], port: int, environments: Path
+) -> list[str | Path]:
+    asked = ["--model", model, "--port", str(port), "--precision", peer.precision, "--labels"]
+    match peer.kind:
+        case "plain":
+            return [sys.executable, "-P", _HERE / "plain.py", *asked, *labels]
+        case "litserve":
+            python = python_with(environments / "litserve", _LITSERVE)
+            return [python, "-P", _HERE / "litserved.py", *asked, *labels]
+    python = python_with(environments / "infinity", _INFINITY)
+    folder = environments / "infinity" / "clip"
+    words: list[str | Path] = [
+        python,
+        "-P",
+        _HERE / "infinity_served.py",
+        folder,
+        "v2",
+        "--model-id",
+        folder,
+    ]
+    words += ["--engine", "torch", "--device", "cpu", "--dtype", "float32"]
+    return [*words, "--no-bettertransformer", "--port", str(port), "--host", HOST]
+
+
+def stream(peer: Peer, bodies: Sequence[bytes], connections: int) -> Stream:
+    """Return connections that each send one JPEG after the other, in the form the peer takes."""
+    return Stream([_request(peer, body) for body in bodies], connections)
+
+
+def _request(peer: Peer, body: bytes) -> bytes:
+    if peer.kind == "plain":
+        form, headers = form_of(body)
+        return http_request("POST", "/classify", form, headers)
+    encoded = base64.b64encode(body).decode()
+    if peer.kind == "litserve":
+        return http_request("POST", "/predict", json.dumps({"image": encoded}).encode(), _JSON)
+    asked = {"model": "clip", "modality": "image", "input": [f"data:image/jpeg;base64,{encoded}"]}
+    return http_request("POST", "/embeddings", json.dumps(asked).encode(), _JSON)
+
+
+def form_of(picture: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
+    """Return a form with a file part named image and plain fields, and its headers."""
+    border = "everlens-bench-border"
+    head = "".join(
+        f'--{border}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    head += (
+        f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+        "Content-Type: image/jpeg\r\n\r\n"
+    )
+    form = head.encode() + picture + f"\r\n--{border}--\r\n".encode()
+    return form, {"Content-Type": f"multipart/form-data; boundary={border}"}
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

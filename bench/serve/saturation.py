@@ -1,0 +1,86 @@
+"""Images a second at saturation over the bare batched model, and what the second top costs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.measure import interleaved, ratio_of, spread_of
+from bench.serve import bare
+from bench.serve.findings import Findings
+from bench.serve.stage import BATCH, Stage
+from everlens.model.snapshot import base_snapshot
+
+CONCURRENCIES = (1, 8, 16, 32, 64)
+OVER_BARE, SECOND_TOP = 0.95, 1.25
+_THIN_TOP = 2
+
+
+def measure(stage: Stage) -> Findings:
+    """Find the plateau, then measure it beside the bare model; then the tops beside each other."""
+    found, options = Findings(), stage.options
+    service = stage.service
+    plateau = {c: service.under_load(c, options.seconds / 2).rate for c in CONCURRENCIES}
+    best = max(plateau, key=lambda c: plateau[c])
+    rates = interleaved(
+        {
+            "served": lambda: service.under_load(best, options.seconds).rate,
+            "bare": partial(_bare, stage, frozen=False, top_blocks=None),
+        },
+        options.rounds,
+    )
+    over = ratio_of(rates["served"], rates["bare"])
+    curve = ", ".join(f"{c}: {rate:.3g}" for c, rate in plateau.items())
+    found.add("images/s served, by concurrency", curve)
+    found.add(f"images/s served, concurrency {best}", spread_of(rates["served"]))
+    found.add(f"images/s bare, batches of {BATCH}, both tops", spread_of(rates["bare"]))
+    found.add(
+        "served over bare",
+        over,
+        f">= {OVER_BARE}",
+        ok=over.median >= OVER_BARE,
+        over_bare_model=over.median,
+        served_images_per_s=spread_of(rates["served"]).median,
+        bare_images_per_s=spread_of(rates["bare"]).median,
+    )
+    tops = _tops(stage)
+    for k in sorted({k for k, _ in tops}):
+        price = ratio_of(tops[k, True], tops[k, False])
+        must = k == _THIN_TOP
+        found.add(
+            f"second top, k = {k}: price over the frozen model ({spread_of(tops[k, True])}/s)",
+            price,
+            f"<= {SECOND_TOP}" if must else "",
+            ok=price.median <= SECOND_TOP if must else None,
+            **{f"second_top_price_k{k}": price.median},
+        )
+    found.keep(
+        plateau=plateau,
+        **rates,
+        tops={f"k{k} {'frozen' if frozen else 'both'}": v for (k, frozen), v in tops.items()},
+    )
+    return found
+
+
+def _tops(stage: Stage) -> dict[tuple[int, bool], list[float]]:
+    """Return rates by k and whether the frozen model is alone, of shorter measurements."""
+    most = len(stage.backbone.image_tower.blocks)
+    cases = {
+        f"{k} {frozen}": (k, frozen)
+        for k in {min(_THIN_TOP, most), stage.backbone.top_blocks}
+        for frozen in (True, False)
+    }
+    rates = interleaved(
+        {
+            name: partial(_bare, stage, frozen=frozen, top_blocks=k, share=0.6)
+            for name, (k, frozen) in cases.items()
+        },
+        stage.options.rounds,
+    )
+    return {cases[name]: values for name, values in rates.items()}
+
+
+def _bare(stage: Stage, *, frozen: bool, top_blocks: int | None, share: float = 1.0) -> float:
+    k = top_blocks or stage.backbone.top_blocks
+    snapshot = base_snapshot(stage.backbone, k) if frozen else stage.snapshot(k)
+    seconds = share * stage.options.seconds
+    return bare.rate(snapshot.see, stage.bodies, stage.backbone.pixels, BATCH, seconds)

@@ -1,0 +1,164 @@
+"""What the rows share: the base model, the pictures, the log's server, and a service under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlencode
+
+from bench.load import Outcome, Stream, http_request, run_load
+from bench.measure import Spread
+from bench.pictures import photographs
+from bench.running import Process, log_server, scratch, service, until
+from bench.versions import Head, Version, Versions, served
+from everlens.model.backbone import Backbone, load_backbone
+from everlens.model.runtime import choose_device, set_threads
+from everlens.model.snapshot import Snapshot
+from everlens.settings import Settings
+
+CLASSES = 10
+JPEG = {"Content-Type": "image/jpeg"}
+# What `version=0` and the peers are asked to choose from.
+LABELS = ("cat", "dog", "rocket", "cup", "face", "tree", "house", "car", "bird", "ship")
+ZERO_SHOT = "?" + urlencode([("version", 0), *(("labels", name) for name in LABELS)])
+BATCH = int(Settings.model_fields["max_batch"].default)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    What was asked for on the command line.
+
+    Args:
+        model, pretrained, device: as the settings of these names.
+        rounds: how often each side is measured.
+        seconds: of one measurement.
+        peers: whether other servers are installed and measured.
+        out: where figures, and the peers' environments, go.
+    """
+
+    model: str
+    pretrained: str
+    device: str
+    rounds: int
+    seconds: float
+    peers: bool
+    out: Path
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings that name the base model."""
+        return {"model": self.model, "pretrained": self.pretrained, "device": self.device}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service with a version that has a tuned adapter, and the head that it follows."""
+
+    process: Process
+    head: Head
+    versions: Versions
+    bodies: list[bytes]
+
+    def stream(self, connections: int, query: str = "") -> Stream:
+        """Return connections that each send one JPEG after the other."""
+        requests = [http_request("POST", f"/classify{query}", body, JPEG) for body in self.bodies]
+        return Stream(requests, connections)
+
+    def under_load(self, connections: int, seconds: float, query: str = "") -> Outcome:
+        """
+        Return what became of the load.
+
+        Raises:
+            LoadError: not everything was answered.
+        """
+        return run_load(self.process.port, self.stream(connections, query), seconds).succeeded()
+
+    def until_answering(self, version: Version) -> None:
+        """Return when a published version, the newest, answers."""
+        number = version.manifest.version
+        until(self.process, lambda: self.process.get("/readyz")["version"] == number)
+
+
+class Stage:
+    """Holds what the rows share; all of it is made when it is first asked for, and ends with it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._stack = contextlib.ExitStack()
+        self._service: Service | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The base model in this process, on as many threads as the service takes."""
+        options = self.options
+        with contextlib.suppress(RuntimeError):  # another model was here before: it is set
+            set_threads(len(os.sched_getaffinity(0)))
+        return load_backbone(
+            options.model, options.pretrained, device=choose_device(options.device)
+        )
+
+    @cached_property
+    def bodies(self) -> list[bytes]:
+        """JPEG files."""
+        return photographs()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where processes write."""
+        return self._stack.enter_context(scratch())
+
+    @cached_property
+    def url(self) -> str:
+        """The address of the log's server."""
+        return self._stack.enter_context(log_server(self.folder)).url
+
+    def versions(self, top_blocks: int | None = None, classes: int = CLASSES) -> Versions:
+        """Return made-up versions over this base model."""
+        k = min(top_blocks or self.backbone.top_blocks, len(self.backbone.image_tower.blocks))
+        return Versions(self.backbone, classes, top_blocks=k)
+
+    def snapshot(self, top_blocks: int | None = None, classes: int = CLASSES) -> Snapshot:
+        """Return a version with a tuned adapter, as the service serves it."""
+        return served(self.backbone, self.versions(top_blocks, classes).first())
+
+    @property
+    def service(self) -> Service:
+        """The service, started when it is first asked for."""
+        if self._service is None:
+            self._service = self._stack.enter_context(self._started())
+        return self._service
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[Service]:
+        head, versions = Head(self.url, "everlens"), self.versions()
+        head.publish(versions.first())
+        with (
+            contextlib.closing(head),
+            service(self.url, self.folder, **self.options.settings) as process,
+        ):
+            running = Service(process, head, versions, self.bodies)
+            running.under_load(1, 0.2, ZERO_SHOT)  # the names' vectors are computed once
+            yield running
+
+
+def milliseconds(spread: Spread) -> str:
+    """Return a spread of seconds for people."""
+    return f"{Spread(*(1e3 * value for value in (spread.median, spread.low, spread.high)))} ms"

@@ -1,0 +1,79 @@
+"""Latency while a new version is published every second, over latency without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from bench.load import Load, Outcome, percentile
+from bench.measure import interleaved
+from bench.serve.findings import Findings
+from bench.serve.stage import Service, Stage
+from bench.versions import Version
+
+RATIO = 1.1
+EVERY_S = 1.0
+CONCURRENCY = 8  # a full batch, so that neither the queue nor an idle machine hides a stall
+_WARM_UP_S = 0.5
+
+
+def measure(stage: Stage) -> Findings:
+    """
+    Compare p99 without publications, with another adapter each second, and with one more label.
+
+    A round has too few answers for a p99, so the answers of all rounds are taken together; the
+    rounds take turns, and their own p50s stand beside it.
+    """
+    found, service = Findings(), stage.service
+    kinds: dict[str, Callable[[], Version] | None] = {
+        "none": None,
+        "adapter": service.versions.tuned,
+        "evidence": lambda: service.versions.learnt(0),
+    }
+    answers: dict[str, list[float]] = {kind: [] for kind in kinds}
+    published = dict.fromkeys(kinds, 0)
+
+    def turn(kind: str) -> Callable[[], float]:
+        def one() -> float:
+            outcome, count = _loaded(service, kinds[kind], 1.5 * stage.options.seconds)
+            answers[kind] += outcome.latencies_s
+            published[kind] += count
+            return outcome.p50_s
+
+        return one
+
+    p50_s = interleaved({kind: turn(kind) for kind in kinds}, stage.options.rounds)
+    p99_s = {kind: percentile(sorted(values), 0.99) for kind, values in answers.items()}
+    found.add(
+        f"p99 at concurrency {CONCURRENCY} without swaps, of {len(answers['none'])} answers",
+        f"{1e3 * p99_s['none']:.3g} ms",
+    )
+    for kind in ("adapter", "evidence"):
+        ratio = p99_s[kind] / p99_s["none"]
+        found.add(
+            f"p99 with a new {kind} every second ({published[kind]} swaps) over without",
+            f"{ratio:.3g}",
+            f"<= {RATIO}",
+            ok=ratio <= RATIO,
+            **{"swap_p99_ratio" if kind == "adapter" else "evidence_swap_p99_ratio": ratio},
+        )
+    found.keep(latencies_s=answers, p50_s=p50_s, published=published)
+    return found
+
+
+def _loaded(
+    service: Service, make: Callable[[], Version] | None, seconds: float
+) -> tuple[Outcome, int]:
+    """Return what became of the load, and how many versions were published meanwhile."""
+    # Made before: what a learner computes has a row of its own.
+    versions = [] if make is None else [make() for _ in range(int(seconds / EVERY_S))]
+    load = Load(service.process.port, [service.stream(CONCURRENCY)], seconds, _WARM_UP_S)
+    time.sleep(2 * _WARM_UP_S)
+    for version in versions:
+        begun = time.monotonic()
+        service.head.publish(version)
+        time.sleep(max(0.0, begun + EVERY_S - time.monotonic()))
+    outcome = load.outcomes()[0].succeeded()
+    if versions:
+        service.until_answering(versions[-1])
+    return outcome, len(versions)
