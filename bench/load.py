@@ -26,8 +26,9 @@ import uvloop
 from everlens.errors import EverlensError
 
 HOST = "127.0.0.1"
-# Until each connection was answered once: before that the queue is still being filled.
-WARM_UP_S_MAX = 30.0
+# Before each connection was answered once, the queue is still being filled; and each is measured at
+# least once. So long is waited for both, beyond the seconds that were asked for.
+PATIENCE_S = 30.0
 _RECONNECT_S = 0.05
 
 
@@ -185,9 +186,10 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Pace:
-    """One connection: whether it is warm, and its whole requests while it was measured."""
+    """One connection: its whole requests while it was measured; `warm` once it had an answer."""
 
     warm: asyncio.Event = field(default_factory=asyncio.Event)
+    measured: asyncio.Event = field(default_factory=asyncio.Event)
     good: int = 0
     begun_at: float = math.nan
     last_at: float = math.nan
@@ -235,6 +237,8 @@ class _Connection(asyncio.Protocol):
         now, status = time.perf_counter(), self.parser.get_status_code()
         self.waiting = False
         self.pace.warm.set()
+        if self.counted:
+            self.pace.measured.set()
         if status // 100 == 2:
             if self.counted:
                 self.tally.latencies_s.append(now - self.sent_at)
@@ -254,6 +258,7 @@ class _Connection(asyncio.Protocol):
         if self.waiting and not self.tally.stopping:
             self.tally.lost += 1
             self.pace.warm.set()
+            self.pace.measured.set()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -272,16 +277,17 @@ async def _keep_asking(
         except OSError:
             tally.lost += 1
             pace.warm.set()
+            pace.measured.set()
         await asyncio.sleep(_RECONNECT_S)
 
 
-async def _warmed(paces: Iterable[_Pace], at_least_s: float) -> None:
-    """Return when each connection had an answer."""
+async def _until(events: Iterable[asyncio.Event], at_least_s: float) -> None:
+    """Return after some seconds, when all of this has come to pass, or when it takes too long."""
     await asyncio.sleep(at_least_s)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(WARM_UP_S_MAX):
-            for pace in paces:
-                await pace.warm.wait()
+        async with asyncio.timeout(PATIENCE_S):
+            for event in events:
+                await event.wait()
 
 
 async def _asked(port: int, plan: Mapping[str, Any], streams: Sequence[Stream]) -> list[Outcome]:
@@ -295,10 +301,11 @@ async def _asked(port: int, plan: Mapping[str, Any], streams: Sequence[Stream]) 
             asyncio.create_task(_keep_asking(port, requests, stream.pause_s, tally, pace))
             for pace in mine
         ]
-    await _warmed(itertools.chain(*paces), plan["warm_up_s"])
+    every = list(itertools.chain(*paces))
+    await _until([pace.warm for pace in every], plan["warm_up_s"])
     for tally in tallies:
         tally.measuring = True
-    await asyncio.sleep(plan["seconds"])
+    await _until([pace.measured for pace in every], plan["seconds"])
     for tally in tallies:
         tally.stopping = True
     for task in tasks:

@@ -32,6 +32,7 @@ from everlens.model.parts import (
     encode_record,
 )
 from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
+from everlens.model.tower import Top
 from everlens.pixels import Pixels
 
 RANK = 8  # as the settings have it
@@ -70,7 +71,7 @@ class Versions:
         self._random = torch.Generator().manual_seed(classes)
         base = base_snapshot(backbone, top_blocks)
         views = base.see([_grey(backbone)])
-        self._top = base.frozen_top
+        self._low_rank = _fresh_adapter(base.frozen_top, self.spec, self._random)
         self.text_CE = self._units(classes, views.embedding_BE.shape[1])
         self.mean_CD = self._units(classes, views.feature_BD.shape[1])
         self.tuned_CD = self._units(classes, views.feature_BD.shape[1]) if adapter else None
@@ -142,11 +143,11 @@ class Versions:
 
     def _adapter(self) -> dict[str, bytes]:
         assert self.spec is not None
-        tensors = {}
-        for name, tensor in tensors_of(insert(self._top, self.spec, self._random)).items():
-            nudge = _NUDGE * torch.randn(tensor.shape, generator=self._random)
-            tensors[f"image.{name}"] = tensor.detach().cpu() + nudge
-        return {"adapter": encode_adapter(tensors, self.spec)}
+        nudged = {
+            name: tensor + _NUDGE * torch.randn(tensor.shape, generator=self._random)
+            for name, tensor in self._low_rank.items()
+        }
+        return {"adapter": encode_adapter(nudged, self.spec)}
 
     def _units(self, rows: int, width: int) -> Tensor:
         return functional.normalize(torch.randn(rows, width, generator=self._random), dim=1)
@@ -177,6 +178,16 @@ class Head:
 def served(backbone: Backbone, version: Version, previous: Snapshot | None = None) -> Snapshot:
     """Return the snapshot that a service would answer with."""
     return build_snapshot(backbone, version.manifest, version.contents, previous)
+
+
+def _fresh_adapter(
+    top: Top, spec: AdapterSpec | None, random: torch.Generator
+) -> dict[str, Tensor]:
+    """Return an adapter's tensors as it begins; none without a spec."""
+    if spec is None:
+        return {}
+    tensors = tensors_of(insert(top, spec, random))
+    return {f"image.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def _grey(backbone: Backbone) -> Pixels:

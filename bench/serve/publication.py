@@ -15,6 +15,7 @@ from bench.serve.stage import BATCH, Stage, milliseconds
 from bench.versions import Versions
 from everlens.artifact import Manifest, digest_of
 from everlens.model.parts import build_snapshot
+from everlens.model.snapshot import Snapshot
 from everlens.settings import load_settings
 from service.batcher import Batcher
 from service.hotswap import warm
@@ -84,12 +85,9 @@ def measure(stage: Stage) -> Findings:
 
 async def _costs(stage: Stage, classes: int) -> list[Cost]:
     """Return the cost of each of some publications; the first, cold one is left out."""
-    versions = stage.versions(classes=classes)
-    learner, first = learner_of(stage, versions), versions.first()
-    manifest = first.manifest
-    serving = Serving(build_snapshot(stage.backbone, manifest, first.contents))
+    learner, present, manifest = _knowing(stage, classes)
     batcher = Batcher(
-        serving, NameVectors(stage.backbone), Metrics(), batch_max=BATCH, queued_max=BATCH
+        Serving(present), NameVectors(stage.backbone), Metrics(), batch_max=BATCH, queued_max=BATCH
     )
     costs = []
     for changed in _turns(learner):
@@ -98,13 +96,20 @@ async def _costs(stage: Stage, classes: int) -> list[Cost]:
         manifest = next_manifest(learner, _progress(manifest), parts, cursor=changed)
         contents = {digest_of(part): part for part in parts.values()}
         published = time.perf_counter()
-        snapshot = build_snapshot(stage.backbone, manifest, contents, serving.current)
+        present = build_snapshot(stage.backbone, manifest, contents, present)
         built = time.perf_counter()
-        await warm(batcher, snapshot)
-        serving.swap(snapshot)
+        await warm(batcher, present)
         costs.append(Cost(published - begun, built - published, time.perf_counter() - built))
     await batcher.stop()
     return costs[1:]
+
+
+def _knowing(stage: Stage, classes: int) -> tuple[Learner, Snapshot, Manifest]:
+    """Return a learner and a snapshot that know so many classes."""
+    versions = stage.versions(classes=classes)
+    first = versions.first()
+    present = build_snapshot(stage.backbone, first.manifest, first.contents)
+    return learner_of(stage, versions), present, first.manifest
 
 
 def _progress(manifest: Manifest) -> Progress:
