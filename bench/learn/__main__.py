@@ -1,0 +1,103 @@
+"""
+How fast it learns: `python -m bench.learn`.
+
+The worker's own learner beside the limit and beside the loops that a user would write instead,
+interleaved in one run; whether a step knows how many classes there are; what commits cost; and how
+long a label takes until it is answered with. Raw figures go to a file; the last line printed is one
+JSON object. Ends within five minutes without flags on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# As the worker is started: read by OpenMP when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.learn import commits, effect, growth, speed
+from bench.learn.rows import Findings, show
+from bench.measure import DEFAULT_OUT, finish
+from everlens.errors import EverlensError
+from everlens.model.backbone import STARTER, Backbone, load_backbone
+from everlens.model.runtime import choose_device, make_deterministic, set_threads
+from everlens.settings import PREFIX, Settings
+
+MODELS = ("ViT-B-32", STARTER)  # the first one's figures are the required ones
+ROWS = ("speed", "growth", "commits", "effect")
+ON_DEMAND = ("beside",)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the raw figures, print one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learn")
+    parser.add_argument("--model", action="append", help=f"repeatable; default {MODELS}")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, help="of whatever is compared; 3, of the starter 2")
+    parser.add_argument("--labels", type=int, help="taught each way; 8, of the starter 4")
+    parser.add_argument("--effect-s", type=float, help="what a label's effect may take")
+    parser.add_argument("--no-peers", action="store_true", help="install and run none")
+    parser.add_argument("--only", nargs="+", choices=ROWS + ON_DEMAND, default=ROWS)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    options = parser.parse_args(words)
+    if ours := sorted(name for name in os.environ if name.startswith(PREFIX)):
+        print(f"unset {', '.join(ours)}: the shipped defaults are measured", file=sys.stderr)
+        return 2
+    begun = time.monotonic()
+    try:
+        device = choose_device(options.device)
+        set_threads(Settings().worker_threads)
+        make_deterministic()
+        found = [
+            (name, _measure(name, _load(name, device), options)) for name in options.model or MODELS
+        ]
+    except EverlensError as error:
+        print(f"bench.learn: {error}", file=sys.stderr)
+        return 2
+    print(show(found))
+    figures: dict[str, object] = {**found[0][1].figures}
+    figures |= {f"{name}_{k}": v for name, f in found[1:] for k, v in f.figures.items()}
+    figures |= {"model": found[0][0], "device": str(device)}
+    figures["seconds"] = round(time.monotonic() - begun)
+    finish("learn", options.out, {name: findings.raw for name, findings in found}, figures)
+    return 0
+
+
+def _load(name: str, device: torch.device) -> Backbone:
+    return load_backbone(name, "" if name == STARTER else "random", device=device)
+
+
+def _measure(name: str, backbone: Backbone, options: argparse.Namespace) -> Findings:
+    required = name != STARTER  # the starter's figures stand beside these, and are read less
+    rounds = options.rounds or (3 if required else 2)
+    labels = options.labels or (8 if required else 4)
+    kinds: dict[str, Callable[[], Findings]] = {
+        "speed": lambda: speed.measure(name, backbone, rounds, peers=not options.no_peers),
+        "growth": lambda: growth.measure(backbone, rounds),
+        "commits": lambda: commits.measure(backbone, 2),
+        "effect": lambda: effect.measure(name, backbone, labels, options.effect_s),
+        "beside": lambda: effect.beside(name, backbone, seconds=6.0),
+    }
+    whole = Findings()
+    for kind, measure in kinds.items():
+        if kind in options.only:
+            begun = time.monotonic()
+            found = measure()
+            print(
+                f"{name}: {kind} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
+            )
+            whole.rows += found.rows
+            whole.figures |= found.figures
+            whole.raw[kind] = found.raw
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())

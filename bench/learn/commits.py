@@ -1,0 +1,167 @@
+"""
+What a batch's commits and publications cost, beside its learning.
+
+The worker's own loop over a real server with its durable settings: its transactions, and what makes a version and sends it to the log,
+are timed from outside, by wrapping them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import worker.loop
+from bench.learn.feed import CLASSES, Feed
+from bench.learn.rows import Findings
+from bench.measure import spread_of
+from bench.running import log_server, scratch
+from everlens.bus.admission import Admission, AdmissionLimits, Admittable
+from everlens.bus.connect import connect, connect_async
+from everlens.bus.keys import Keys
+from everlens.bus.stream import Stream
+from everlens.bus.witness import Witness
+from everlens.model.backbone import Backbone
+from everlens.pixels import encode_pixels
+from everlens.records import Sample
+from everlens.settings import Settings
+from everlens.wire import encode_sample
+from worker.__main__ import learner_config, pace
+from worker.generations import Generations
+from worker.learn.tuning import WARM_UP_STEPS
+from worker.loop import Loop
+
+SHARE = 0.05
+_LIMITS = AdmissionLimits(samples_max=10_000, bytes_max=1 << 30, classes_max=1_000)
+_SENT = ("missing", "store", "publish", "collect", "check_again", "head")
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds spent inside wrapped methods, whoever calls them."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def around(self, inner: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a function with every call timed; a context manager until its end."""
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            made = inner(*args, **kwargs)
+            if isinstance(made, contextlib.AbstractContextManager):
+                return self._until_end(made, name)
+            self._add(name, started)
+            return made
+
+        return outer
+
+    @contextlib.contextmanager
+    def _until_end(
+        self, manager: contextlib.AbstractContextManager[Any], name: str
+    ) -> Iterator[Any]:
+        started = time.perf_counter()
+        try:
+            with manager as value:
+                yield value
+        finally:
+            self._add(name, started)
+
+    def _add(self, name: str, started: float) -> None:
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - started
+
+
+def measure(backbone: Backbone, batches: int) -> Findings:
+    """Return the rows of one model."""
+    found = Findings()
+    settings = Settings()
+    with scratch() as folder, log_server(folder) as server:
+        feed = Feed(backbone, settings)
+        keys = Keys("commits")
+        client = connect(server.url)
+        Stream(client, keys).create()
+        admitted = _admit(server.url, keys, folder, feed, 1 + batches)
+        generations = Generations(folder / "state" / "learner.db")
+        loop = Loop(
+            backbone,
+            learner_config(settings, backbone),
+            pace(settings),
+            stream=Stream(client, keys),
+            state=generations.open(),
+            generations=generations,
+            numerics="bench",
+        )
+        loop.learner.tuner.steps_taken = WARM_UP_STEPS  # the steps of later batches
+        try:
+            loop.run(_learnt(loop, settings.batch_size))  # names are encoded in the first batch
+            shares, spent = [], []
+            for batch in range(2, 2 + batches):
+                clock = Stopwatch()
+                with _timing(loop, clock):
+                    started = time.perf_counter()
+                    loop.run(_learnt(loop, batch * settings.batch_size))
+                    whole_s = time.perf_counter() - started
+                shares.append(sum(clock.spent.values()) / whole_s)
+                spent.append({**clock.spent, "batch": whole_s})
+            assert loop.progress.cursor >= admitted
+        finally:
+            loop.close()
+            client.close()
+    found.raw = {"seconds": spent}
+    label = "commit and publication, share of a batch's time"
+    found.at_most("commit_share", label, spread_of(shares), SHARE)
+    for name in ("commit", "publish"):
+        milliseconds = spread_of([1000 * one.get(name, 0.0) for one in spent])
+        found.note(f"{name}_ms", f"{name}, ms a batch", milliseconds)
+    return found
+
+
+@contextlib.contextmanager
+def _timing(loop: Loop, clock: Stopwatch) -> Iterator[None]:
+    """Time a loop's transactions and all that makes and sends a version, for as long as this lasts."""
+    watched: list[tuple[Any, str, str]] = [(loop.state, "transaction", "commit")]
+    watched += [(loop.publisher, method, "publish") for method in _SENT]
+    watched += [(loop.stream, method, "publish") for method in ("trim", "report")]
+    watched += [(worker.loop, made, "publish") for made in ("evidence_parts", "next_manifest")]
+    with contextlib.ExitStack() as stack:
+        for owner, method, name in watched:
+            timed = clock.around(getattr(owner, method), name)
+            stack.enter_context(patch.object(owner, method, timed))
+        yield
+
+
+def _learnt(loop: Loop, cursor: int) -> Callable[[], bool]:
+    """Return a stop condition: everything up to an entry is learnt, tuned and published."""
+
+    def stopping() -> bool:
+        if not hasattr(loop, "progress") or loop.progress.cursor < cursor:
+            return False
+        return loop.unpublished is None and not loop.progress.untuned
+
+    return stopping
+
+
+def _admit(url: str, keys: Keys, folder: Path, feed: Feed, batches: int) -> int:
+    """Append whole batches of random pictures through the real admission; return the last entry."""
+    samples = [
+        Sample(f"s{k}", f"class {k % CLASSES}", encode_pixels(pixels))
+        for k, pixels in enumerate(feed.pictures(batches * feed.settings.batch_size))
+    ]
+    wanted = [
+        Admittable(s.id, hashlib.sha256(s.image).hexdigest(), encode_sample(s)) for s in samples
+    ]
+
+    async def admit() -> int:
+        connection = connect_async(url)
+        try:
+            admission = Admission(connection, keys, _LIMITS, Witness(folder / "witness"))
+            return max(receipt.seq for receipt in await admission.admit(wanted))
+        finally:
+            await connection.aclose()
+
+    return asyncio.run(admit())

@@ -1,0 +1,143 @@
+"""
+Whether a step knows how many classes there are: 10, 1,000 and 10,000 of them.
+
+The learner's state is filled through its own parts (sums, buffer, text vectors) with random ones;
+the text tower is not asked. At each size equally many samples were learnt and are exemplars; the tensors
+of these are one, since it is their number that could cost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from bench.learn.clock import Timing
+from bench.learn.feed import Feed, Turn
+from bench.learn.rows import Findings
+from bench.measure import Spread, interleaved, ratio_of
+from everlens.model.backbone import Backbone
+from everlens.model.snapshot import Snapshot
+from worker.learn.evidence import EvidenceSums
+from worker.learn.randomness import generator_for
+from worker.learn.replay import Exemplar
+from worker.publication import evidence_parts, next_manifest
+
+CLASSES = (10, 1_000, 10_000)
+SAMPLES = 10_000  # learnt before, in all: so often is the shared factor made anew at each size
+EXEMPLARS = 4_000
+FLAT = 1.05
+_SEQ = 100_000  # of the first new sample, the same at each size: by it samples are held out
+_ROWS = 1_000
+
+
+def filled(backbone: Backbone, classes: int, exemplars: int = EXEMPLARS) -> Feed:
+    """Return a feed whose learner knows so many classes, with a version that does."""
+    feed = Feed(backbone)
+    learner = feed.learner
+    random = torch.Generator().manual_seed(classes)
+    views, trunk = _example(feed.snapshot, feed)
+    width, joint = views
+    learner.class_names = [f"class {k}" for k in range(classes)]
+    learner.class_index = {name: k for k, name in enumerate(learner.class_names)}
+    learner.text_vectors = list(
+        functional.normalize(torch.randn(classes, joint, generator=random), dim=1)
+    )
+    learner.sums = EvidenceSums(width)
+    for start in range(0, SAMPLES, _ROWS):
+        rows = [k % classes for k in range(start, start + _ROWS)]
+        learner.sums.add(torch.randn(_ROWS, width, generator=random), rows)
+    learner.factor, learner.factor_samples = learner.sums.factor(), learner.samples
+    learner.records.make_room(classes)
+    image = bytes(1_000)
+    learner.replay.add(
+        (Exemplar(k + 1, k % classes, None, image, trunk) for k in range(exemplars)),
+        generator_for(0, "buffer", 0),
+    )
+    feed.seq = _SEQ
+    parts = evidence_parts(learner, changed=None, refreshed=True)
+    feed._exchange(next_manifest(learner, feed.progress, parts, cursor=feed.seq), parts)
+    return feed
+
+
+def _example(snapshot: Snapshot, feed: Feed) -> tuple[tuple[int, int], torch.Tensor]:
+    """Return the widths of feature and embedding, and a trunk's output as the buffer keeps it."""
+    with torch.no_grad():
+        hidden = snapshot.trunk(feed.backbone.images(feed.pictures(1)))
+        views = snapshot.look(hidden)
+    state = hidden.states[0].to("cpu", torch.float16).clone()
+    return (views.feature_BD.shape[1], views.embedding_BE.shape[1]), state
+
+
+class Filled:
+    """The turns of one filled feed, with the peak of memory that each took."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.turns: list[Turn] = []
+        self.peak_bytes: list[int] = []
+
+    def __call__(self) -> float:
+        """Learn one batch; return the processor seconds of its steps."""
+        before = settled_bytes()
+        turn = self.feed.turn()
+        self.peak_bytes.append(peak_bytes() - before)
+        self.turns.append(turn)
+        return turn.tune.cpu_s
+
+
+def measure(backbone: Backbone, rounds: int) -> Findings:
+    """Return the rows of one model."""
+    found = Findings()
+    sizes = {f"{classes:,}": Filled(filled(backbone, classes)) for classes in CLASSES}
+    next(iter(sizes.values())).feed.turn()  # the first one of a process is slower
+    seconds = interleaved(sizes, rounds)
+    few, many = (f"{classes:,}" for classes in (CLASSES[0], CLASSES[-1]))
+    for name, size in sizes.items():
+        found.raw[name] = {
+            "tune": [_pair(turn.tune) for turn in size.turns],
+            "observe": [_pair(turn.observe) for turn in size.turns],
+            "peak_bytes": size.peak_bytes,
+        }
+    middle = ratio_of(seconds[f"{CLASSES[1]:,}"], seconds[few])
+    flat = ratio_of(seconds[many], seconds[few])
+    found.note("flat_step_1000", f"SIT steps at {CLASSES[1]:,} classes over 10 (CPU)", middle)
+    found.at_most("flat_step", f"SIT steps at {many} classes over 10 (CPU)", flat, FLAT)
+    observe = {n: [turn.observe.cpu_s for turn in size.turns] for n, size in sizes.items()}
+    found.note("flat_observe", "observe, likewise", ratio_of(observe[many], observe[few]))
+    if sys.platform == "linux":
+        found.at_most("flat_memory", "peak memory of a batch, likewise", _peaks(sizes), FLAT)
+    return found
+
+
+def _peaks(sizes: dict[str, Filled]) -> Spread:
+    first, *_, last = sizes.values()
+    return ratio_of([float(b) for b in last.peak_bytes], [float(b) for b in first.peak_bytes])
+
+
+def _pair(timing: Timing) -> tuple[float, float]:
+    return timing.wall_s, timing.cpu_s
+
+
+def settled_bytes() -> int:
+    """Return what the process holds once what is free was given back, and forget its peak (Linux)."""
+    if sys.platform != "linux":
+        return 0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the most that the process held since `settled_bytes` (Linux)."""
+    return _status("VmHWM") if sys.platform == "linux" else 0
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
