@@ -97,7 +97,7 @@ def _measure(name: str, backbone: Backbone, options: argparse.Namespace) -> Find
             print(
                 f"{name}: {kind} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
             )
-            whole.rows += found.rows
+            whole.lines += found.lines
             whole.figures |= found.figures
             whole.raw[kind] = found.raw
     return whole

@@ -14,9 +14,10 @@ from bench.learn.clock import Contender, Timing
 from bench.learn.feed import CLASSES, Feed, Turn
 from bench.learn.limit import Limit
 from bench.learn.parametrized import ParametrizedLoop
-from bench.learn.peers import PATCH_SIZES, NoPeerError, PeftLoop, peft_loop
+from bench.learn.peers import PATCH_SIZES, PeftLoop, peft_loop
 from bench.learn.rows import Findings
 from bench.measure import Spread, interleaved, ratio_of, spread_of
+from bench.serve.peers.environments import PeerError
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
 
@@ -60,7 +61,7 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
                 loop = stack.enter_context(peft_loop(model, default, backbone.device.type))
                 steps |= peft_steps(loop)
                 found.raw["peft"] = loop.about
-            except NoPeerError as error:
+            except PeerError as error:
                 reason = str(error)
             if model in PATCH_SIZES:
                 rival = ParametrizedLoop(model, default, backbone.device)
