@@ -21,9 +21,9 @@ from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.model.adapter import AdapterSpec, insert, tensors_of
 from everlens.model.backbone import Backbone
+from everlens.model.classes import chunks_of
 from everlens.model.parts import (
     build_snapshot,
-    chunks_of,
     encode_adapter,
     encode_classes,
     encode_evidence,

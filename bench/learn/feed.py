@@ -55,7 +55,7 @@ class Feed(Replica):
         config: LearnerConfig = learner_config(self.settings, backbone)
         super().__init__(backbone, config, adapter_every_batches=1_000_000)
         # As it learns for the rest of its life: the first batches take more steps.
-        self.learner.tuner.steps_taken = WARM_UP_STEPS
+        self.learner.tuner.steps_drawn = WARM_UP_STEPS
         self._random = np.random.default_rng(0)
 
     @property
@@ -100,9 +100,5 @@ class Feed(Replica):
         return Turn(observing, tuning, company, len(losses))
 
     def _publish(self, observation: Observation) -> None:
-        parts = evidence_parts(
-            self.learner,
-            changed=[row.class_index for row in observation.rows],
-            refreshed=observation.refreshed,
-        )
+        parts = evidence_parts(self.learner, observation)
         self._exchange(next_manifest(self.learner, self.progress, parts, cursor=self.seq), parts)

@@ -59,7 +59,7 @@ def filled(backbone: Backbone, classes: int, exemplars: int = EXEMPLARS) -> Feed
         generator_for(0, "buffer", 0),
     )
     feed.seq = _SEQ
-    parts = evidence_parts(learner, changed=None, refreshed=True)
+    parts = evidence_parts(learner, None)
     feed._exchange(next_manifest(learner, feed.progress, parts, cursor=feed.seq), parts)
     return feed
 

@@ -12,7 +12,6 @@ import torch
 
 from bench.learn.clock import Timing, timed
 from bench.learn.feed import Feed
-from everlens.model.runtime import has_bfloat16
 from everlens.model.tower import Encoding, Hidden
 
 
@@ -21,9 +20,11 @@ class Limit:
 
     def __init__(self, feed: Feed) -> None:
         backbone = self.backbone = feed.backbone
-        self.trunk, self.top = backbone.image_tower.cut(feed.learner.config.adapter.top_blocks)
+        blocks = feed.learner.config.adapter.top_blocks
+        self.trunk, _ = backbone.answering_tower.cut(blocks)
+        _, self.top = backbone.image_tower.cut(blocks)
         self.images = backbone.images(feed.pictures(feed.settings.batch_size))
-        self.half = has_bfloat16(backbone.device) or backbone.device.type == "cuda"
+        self.half = backbone.precision == torch.bfloat16
 
     def run(self, company: int, steps: int) -> Timing:
         """Return how long the passes of one batch take."""
@@ -34,7 +35,7 @@ class Limit:
             with torch.no_grad():
                 fresh: Hidden = self.trunk(self.images)
             repeats = -(-company // len(fresh.states))
-            states = torch.cat([fresh.states] * repeats)[:company]
+            states = torch.cat([fresh.states.float()] * repeats)[:company]
             for _ in range(steps):
                 inputs = states.detach().requires_grad_()
                 encoding: Encoding = self.top(Hidden(inputs))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+import torch
+
 from bench.load import run_load
 from bench.measure import Spread, interleaved, ratio_of, spread_of
 from bench.running import Process
@@ -13,7 +15,6 @@ from bench.serve.peers.start import Peer, peers, running, stream
 from bench.serve.stage import LABELS, ZERO_SHOT, Stage
 from everlens.errors import EverlensError
 from everlens.model.backbone import STARTER
-from everlens.model.runtime import has_bfloat16
 
 MUST = 1.3
 CONCURRENCIES = (8, 32)
@@ -29,7 +30,7 @@ def measure(stage: Stage) -> Findings:
     if options.model == STARTER:
         found.add("over the better peer", "not measured: no peer can load the starter")
         return found
-    bfloat16 = has_bfloat16(stage.backbone.device)
+    bfloat16 = stage.backbone.precision == torch.bfloat16
     service = stage.service
     asked: dict[str, Asked] = {
         _OURS: lambda c, s: service.under_load(c, s, ZERO_SHOT).rate,

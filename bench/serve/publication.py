@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,14 +19,15 @@ from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot
 from everlens.settings import load_settings
 from service.batcher import Batcher
-from service.hotswap import warm
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.probe import Probe
 from service.serving import Serving
 from worker.__main__ import learner_config
 from worker.commit import Progress
 from worker.learn.evidence import EvidenceSums
-from worker.learn.learner import Learner
+from worker.learn.learner import Learner, LearntRow, Observation
+from worker.learn.replay import BufferChange
 from worker.publication import evidence_parts, next_manifest
 
 COUNTS = (100, 10_000, 100_000)
@@ -89,16 +91,16 @@ async def _costs(stage: Stage, classes: int) -> list[Cost]:
     batcher = Batcher(
         Serving(present), NameVectors(stage.backbone), Metrics(), batch_max=BATCH, queued_max=BATCH
     )
-    costs = []
+    costs, probe = [], Probe(stage.backbone)
     for changed in _turns(learner):
         begun = time.perf_counter()
-        parts = evidence_parts(learner, changed=[changed], refreshed=False)
+        parts = evidence_parts(learner, _observation_of(changed))
         manifest = next_manifest(learner, _progress(manifest), parts, cursor=changed)
         contents = {digest_of(part): part for part in parts.values()}
         published = time.perf_counter()
         present = build_snapshot(stage.backbone, manifest, contents, present)
         built = time.perf_counter()
-        await warm(batcher, present)
+        await batcher.call(partial(probe.ask, present))
         costs.append(Cost(published - begun, built - published, time.perf_counter() - built))
     await batcher.stop()
     return costs[1:]
@@ -110,6 +112,13 @@ def _knowing(stage: Stage, classes: int) -> tuple[Learner, Snapshot, Manifest]:
     first = versions.first()
     present = build_snapshot(stage.backbone, first.manifest, first.contents)
     return learner_of(stage, versions), present, first.manifest
+
+
+def _observation_of(changed: int) -> Observation:
+    """Return what a batch of one label of a known class changes."""
+    row = LearntRow(0, "", changed, torch.zeros(0))
+    nothing = BufferChange([], [])
+    return Observation([row], [], nothing, [], [changed], refreshed=False, unfit=[])
 
 
 def _progress(manifest: Manifest) -> Progress:

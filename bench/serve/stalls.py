@@ -30,9 +30,10 @@ from everlens.model.backbone import load_backbone
 from everlens.model.snapshot import base_snapshot
 from service.batcher import Batcher, Query
 from service.cache import VersionCache
-from service.hotswap import HotSwap, probe_picture
+from service.hotswap import HotSwap
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.probe import probe_picture
 from service.serving import Serving
 
 SWAPS = 10_000

@@ -104,9 +104,9 @@ class Launcher:
         threads = str(self.settings.worker_threads)
         # The learner may never take the processor away from answers (performance.md).
         learner = environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        # Exemplars that stay pin the heap between large buffers that go: about 1 MB a sample
-        # without these (glibc), flat with them.
-        learner |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+        # Large buffers that come and go tear the heap between what stays: about 1 MB a sample
+        # without these (glibc), flat with them. Mapping smaller ones too would double its work.
+        learner |= {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "268435456"}
         self.programs = [
             Program("worker", learner, logs / "worker.log", lock=lock, niceness=10),
             Program("service", environment, logs / "service.log", lock=lock),

@@ -24,8 +24,8 @@ def test_a_version_answers_with_three_experts(tiny_clip: Backbone, pictures: lis
     """All classes are candidates of all experts, and the adapter sees something else."""
     snapshot = served(tiny_clip, Versions(tiny_clip, 1500, top_blocks=2).first())
     views = snapshot.see(pictures)
-    names, text_KE = snapshot.learnt
-    scores = snapshot.scores(views, names, text_KE)
+    text_CE = snapshot.classes.text_CE
+    scores = snapshot.scores(views, None, text_CE)
 
     assert len(snapshot.classes.names) == scores.text_BK.shape[1] == 1500
     assert scores.evidence_BK is not None
@@ -34,7 +34,7 @@ def test_a_version_answers_with_three_experts(tiny_clip: Backbone, pictures: lis
     assert views.tuned_embedding_BE is not None
     assert not torch.equal(views.embedding_BE, views.tuned_embedding_BE)
     assert torch.allclose(
-        snapshot.answer(views, names, text_KE).probability_BK.sum(dim=1), torch.ones(3)
+        snapshot.answer(views, None, text_CE).probability_BK.sum(dim=1), torch.ones(3)
     )
 
 
