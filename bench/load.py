@@ -112,6 +112,21 @@ def http_request(
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def form_of(picture: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
+    """Return a form with a file part named image and plain fields, and its headers."""
+    border = "everlens-bench-border"
+    head = "".join(
+        f'--{border}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    head += (
+        f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+        "Content-Type: image/jpeg\r\n\r\n"
+    )
+    form = head.encode() + picture + f"\r\n--{border}--\r\n".encode()
+    return form, {"Content-Type": f"multipart/form-data; boundary={border}"}
+
+
 class Load:
     """Load that runs in a process of its own until its time is over."""
 

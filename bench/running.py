@@ -139,6 +139,8 @@ def started(
         yield Process(child, path, port)
     finally:
         stop_child(child, _STOP_S)
+        with contextlib.suppress(ProcessLookupError):  # what it left behind is of its group
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def until(process: Process, ready: Callable[[], bool], within_s: float = READY_S) -> None:

@@ -93,6 +93,7 @@ class Stage:
         self.options = options
         self._stack = contextlib.ExitStack()
         self._service: Service | None = None
+        self._cuts: dict[int, Snapshot] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +139,12 @@ class Stage:
     def snapshot(self, top_blocks: int | None = None, classes: int = CLASSES) -> Snapshot:
         """Return a version with a tuned adapter, as the service serves it."""
         return served(self.backbone, self.versions(top_blocks, classes).first())
+
+    def cut_at(self, top_blocks: int) -> Snapshot:
+        """Return `snapshot` at another cut, made once."""
+        if top_blocks not in self._cuts:
+            self._cuts[top_blocks] = self.snapshot(top_blocks)
+        return self._cuts[top_blocks]
 
     @property
     def service(self) -> Service:

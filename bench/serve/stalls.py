@@ -9,7 +9,6 @@ into half a minute; it has a row of its own.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +102,6 @@ async def _swapped(folder: Path, swaps: int) -> tuple[list[float], list[int]]:
         stalls_s.append(time.perf_counter() - started)
         await swap
         if (number + 1) % (swaps // 10) == 0:
-            gc.collect()
             memory.append(memory_bytes(os.getpid()))
     await batcher.stop()
     builder.shutdown()

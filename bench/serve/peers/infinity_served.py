@@ -25,7 +25,7 @@ def write_model(folder: Path) -> None:
     )
 
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["a", "b", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
+    words = ["a", "b", "a</w>", "b</w>", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     vocabulary.write_text(json.dumps({word: k for k, word in enumerate(words)}))
     merges.write_text("#version: 0.2\na b</w>\n")

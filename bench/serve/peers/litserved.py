@@ -1,14 +1,13 @@
 """LitServe as its documentation has it, with batching; zero-shot by open_clip, Pillow decodes."""
 
-from __future__ import annotations
-
+# Annotations must not be postponed here: LitServe looks at that of `decode_request`.
 import argparse
 import base64
 import io
-from typing import Any
 
 import litserve
 import torch
+from fastapi import Request
 from PIL import Image
 
 from everlens.model.runtime import import_torchvision
@@ -36,7 +35,7 @@ class ZeroShot(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
             text = model.encode_text(open_clip.get_tokenizer(name)(prompts))
         self.text = torch.nn.functional.normalize(text, dim=-1)
 
-    def decode_request(self, request: Any) -> torch.Tensor:
+    def decode_request(self, request: Request) -> torch.Tensor:
         picture = Image.open(io.BytesIO(base64.b64decode(request["image"])))
         prepared: torch.Tensor = self.preprocess(picture)
         return prepared

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.load import HOST, Stream, http_request
+from bench.load import HOST, Stream, form_of, http_request
 from bench.packs import REPOSITORY
 from bench.running import Process, free_port, plain_environment, started, until
 from bench.serve.peers.environments import python_with
@@ -122,21 +122,6 @@ def _request(peer: Peer, body: bytes) -> bytes:
         return http_request("POST", "/predict", json.dumps({"image": encoded}).encode(), _JSON)
     asked = {"model": "clip", "modality": "image", "input": [f"data:image/jpeg;base64,{encoded}"]}
     return http_request("POST", "/embeddings", json.dumps(asked).encode(), _JSON)
-
-
-def form_of(picture: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
-    """Return a form with a file part named image and plain fields, and its headers."""
-    border = "everlens-bench-border"
-    head = "".join(
-        f'--{border}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in fields.items()
-    )
-    head += (
-        f'--{border}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
-        "Content-Type: image/jpeg\r\n\r\n"
-    )
-    form = head.encode() + picture + f"\r\n--{border}--\r\n".encode()
-    return form, {"Content-Type": f"multipart/form-data; boundary={border}"}
 
 
 def _answers(url: str) -> bool:

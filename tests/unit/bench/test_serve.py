@@ -1,0 +1,119 @@
+"""Rows of the serving bench over a small model: what they measure is what they say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.pictures import HEIGHT, WIDTH, photographs
+from bench.serve import bare, names, publication, stalls
+from bench.serve.__main__ import measured
+from bench.serve.findings import Findings
+from bench.serve.peers.environments import PeerError, last_error, python_with
+from bench.serve.stage import Options, Stage
+from everlens.model.snapshot import Views
+from everlens.pixels import Pixels, PixelSpec
+
+
+@pytest.fixture
+def options(tiny_folder: str, tmp_path: Path) -> Options:
+    return Options(tiny_folder, "random", "cpu", 1, 0.1, peers=False, out=tmp_path)
+
+
+@pytest.fixture
+def stage(options: Options) -> Iterator[Stage]:
+    threads = torch.get_num_threads()
+    with Stage(options) as stage:
+        yield stage
+    torch.set_num_threads(threads)
+
+
+def test_the_photographs_are_what_people_upload() -> None:
+    """JPEG files of one size, all different, of tens of kilobytes."""
+    bodies = photographs(8)
+
+    assert len(set(bodies)) == 8
+    assert all(20_000 < len(body) < 70_000 for body in bodies)
+    assert bodies == photographs(8)
+
+
+def test_the_bare_loop_decodes_as_the_service_does(tmp_path: Path) -> None:
+    """Within the rounding of JPEG and resizing, its pixels are Pillow's."""
+    (body,) = photographs(1)
+    (tmp_path / "a.jpg").write_bytes(body)
+    pixels = bare.decoded(body, PixelSpec(HEIGHT, "shortest"))
+    left = (WIDTH - HEIGHT) // 2
+    expected = np.asarray(Image.open(tmp_path / "a.jpg"))[:, left : left + HEIGHT]
+
+    assert np.abs(pixels.astype(int) - expected.astype(int)).mean() < 2
+
+
+def test_the_bare_loop_counts_what_it_computed(stage: Stage) -> None:
+    """Full batches alone, and no more images a second than the model was given."""
+    snapshot = stage.snapshot(2)
+    batches: list[int] = []
+
+    def see(pixels: Sequence[Pixels]) -> Views:
+        batches.append(len(pixels))
+        return snapshot.see(pixels)
+
+    rate = bare.rate(see, stage.bodies, stage.backbone.pixels, 4, 0.1)
+
+    assert set(batches) == {4}
+    assert 0 < rate <= 4 * (len(batches) - 1) / 0.1
+
+
+def test_swaps_are_counted_in_tenths(stage: Stage) -> None:
+    """Each swap is met by a query, and the memory is looked at ten times."""
+    found = stalls.measure(stage, 40)
+
+    assert len(found.raw["stalls_s"]) == 40
+    assert len(found.raw["memory_bytes"]) == 10
+    assert min(found.raw["stalls_s"]) > 0
+
+
+def test_a_publication_is_the_learners_own(stage: Stage) -> None:
+    """The learner that knows made-up classes publishes them; every turn is measured but the first."""
+    costs = asyncio.run(publication._costs(stage, 1100))
+
+    assert len(costs) == publication._REPEATS
+    assert all(cost.whole_s > cost.build_s > 0 for cost in costs)
+
+
+def test_a_known_name_is_not_encoded_again(stage: Stage) -> None:
+    """The second query with the same names takes no text pass."""
+    assert asyncio.run(names._encoded_again(stage)) == 0
+
+
+def test_a_row_that_fails_says_why(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are measured all the same, and its line is not ok."""
+
+    def fails(_: Stage) -> Findings:
+        raise PeerError("nothing\nis there")
+
+    rows = {"peers": fails, "alone": lambda _: Findings(figures={"added_p50_ms": 1.0})}
+    monkeypatch.setattr("bench.serve.__main__.ROWS", rows)
+    found = measured(options, ["peers", "alone"])
+
+    (line,) = found["peers"].lines
+    assert line.measured == "not measured: nothing is there"
+    assert line.ok is False
+    assert found["alone"].figures == {"added_p50_ms": 1.0}
+
+
+def test_a_peer_that_cannot_be_installed_says_pips_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its warnings, and not the lines around them."""
+    said = "WARNING: slow\nERROR: No matching distribution found for x\n\n[notice] a new pip\n"
+
+    assert last_error(said) == "ERROR: No matching distribution found for x"
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(PeerError, match="nowhere"):
+        python_with(tmp_path / "env", ["nothing"])
