@@ -89,15 +89,19 @@ class Feed(Replica):
 
     def turn(self) -> Turn:
         """Learn one batch; return how long each half took."""
+        company, observing = self.take()
+        losses, tuning = timed(self.learner.tune, self.device)
+        return Turn(observing, tuning, company, len(losses))
+
+    def take(self) -> tuple[int, Timing]:
+        """Observe a batch and publish; return how many pictures its steps will see, and the time."""
         batch = self.batch()
         observation, observing = timed(
             lambda: self.learner.observe(batch, self.snapshot), self.device
         )
         self._publish(observation)
-        losses, tuning = timed(self.learner.tune, self.device)
         held_out = sum(exemplar.held_out for exemplar in observation.buffer.added)
-        company = self.settings.replay_samples + len(batch) - held_out
-        return Turn(observing, tuning, company, len(losses))
+        return self.settings.replay_samples + len(batch) - held_out, observing
 
     def _publish(self, observation: Observation) -> None:
         parts = evidence_parts(self.learner, observation)

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from bench.learn.clock import Timing
-from bench.learn.feed import Feed, Turn
+from bench.learn.clock import Timing, timed
+from bench.learn.feed import Feed
 from bench.learn.rows import Findings
-from bench.measure import Spread, interleaved, ratio_of
+from bench.measure import interleaved, ratio_of
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot
 from worker.learn.evidence import EvidenceSums
@@ -74,20 +74,24 @@ def _example(snapshot: Snapshot, feed: Feed) -> tuple[tuple[int, int], torch.Ten
 
 
 class Filled:
-    """The turns of one filled feed, with the peak of memory that each took."""
+    """The turns of one filled feed, with the peak of memory that each half took."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
-        self.turns: list[Turn] = []
-        self.peak_bytes: list[int] = []
+        self.observe: list[Timing] = []
+        self.tune: list[Timing] = []
+        self.observe_bytes: list[int] = []
+        self.tune_bytes: list[int] = []
 
     def __call__(self) -> float:
         """Learn one batch; return the processor seconds of its steps."""
         before = settled_bytes()
-        turn = self.feed.turn()
-        self.peak_bytes.append(peak_bytes() - before)
-        self.turns.append(turn)
-        return turn.tune.cpu_s
+        self.observe.append(self.feed.take()[1])
+        self.observe_bytes.append(peak_bytes() - before)
+        before = settled_bytes()
+        self.tune.append(timed(self.feed.learner.tune, self.feed.device)[1])
+        self.tune_bytes.append(peak_bytes() - before)
+        return self.tune[-1].cpu_s
 
 
 def measure(backbone: Backbone, rounds: int) -> Findings:
@@ -99,28 +103,25 @@ def measure(backbone: Backbone, rounds: int) -> Findings:
     few, many = (f"{classes:,}" for classes in (CLASSES[0], CLASSES[-1]))
     for name, size in sizes.items():
         found.raw[name] = {
-            "tune": [_pair(turn.tune) for turn in size.turns],
-            "observe": [_pair(turn.observe) for turn in size.turns],
-            "peak_bytes": size.peak_bytes,
+            "tune": [(timing.wall_s, timing.cpu_s) for timing in size.tune],
+            "observe": [(timing.wall_s, timing.cpu_s) for timing in size.observe],
+            "tune_bytes": size.tune_bytes,
+            "observe_bytes": size.observe_bytes,
         }
     middle = ratio_of(seconds[f"{CLASSES[1]:,}"], seconds[few])
     flat = ratio_of(seconds[many], seconds[few])
     found.note("flat_step_1000", f"SIT steps at {CLASSES[1]:,} classes over 10 (CPU)", middle)
     found.at_most("flat_step", f"SIT steps at {many} classes over 10 (CPU)", flat, FLAT)
-    observe = {n: [turn.observe.cpu_s for turn in size.turns] for n, size in sizes.items()}
-    found.note("flat_observe", "observe, likewise", ratio_of(observe[many], observe[few]))
-    if sys.platform == "linux":
-        found.at_most("flat_memory", "peak memory of a batch, likewise", _peaks(sizes), FLAT)
-    return found
-
-
-def _peaks(sizes: dict[str, Filled]) -> Spread:
     first, *_, last = sizes.values()
-    return ratio_of([float(b) for b in last.peak_bytes], [float(b) for b in first.peak_bytes])
-
-
-def _pair(timing: Timing) -> tuple[float, float]:
-    return timing.wall_s, timing.cpu_s
+    observe = ratio_of(*([timing.cpu_s for timing in size.observe] for size in (last, first)))
+    found.note("flat_observe", "observe, likewise", observe)
+    if sys.platform == "linux":
+        peaks = ratio_of(last.tune_bytes, first.tune_bytes)
+        found.at_most("flat_memory", "peak memory of the SIT steps, likewise", peaks, FLAT)
+        # With the version that comes of it, whose class table is as long as there are classes.
+        peaks = ratio_of(last.observe_bytes, first.observe_bytes)
+        found.note("flat_observe_memory", "of observe and its publication", peaks)
+    return found
 
 
 def settled_bytes() -> int:
