@@ -27,6 +27,7 @@ from bench.packs import REPOSITORY
 from everlens.bus.server import EmbeddedServer
 from everlens.child import start_child, stop_child
 from everlens.errors import EverlensError
+from everlens.launch.environment import learner_environment
 from everlens.launch.health import learner_present, service_ready
 
 READY_S = 120.0
@@ -110,7 +111,7 @@ def service(url: str, folder: Path, **settings: object) -> Iterator[Process]:
 def worker(url: str, folder: Path, **settings: object) -> Iterator[Process]:
     """Give a worker that holds its log's lease; arguments and errors as of `service`."""
     words = [sys.executable, "-P", "-m", "worker"]
-    environment = _environment(url, folder, **settings)
+    environment = _environment(url, folder, **settings) | learner_environment(1)
     namespace = str(settings.get("namespace", "everlens"))
     with started("worker", words, folder, environment, niceness=_NICENESS) as process:
         until(process, lambda: learner_present(url, namespace))
@@ -162,7 +163,8 @@ def until(process: Process, ready: Callable[[], bool], within_s: float = READY_S
 
 def plain_environment() -> dict[str, str]:
     """Return our environment without what we set for ourselves, or somebody for everlens."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("EVERLENS_", "OMP_"))}
+    ours = ("EVERLENS_", "OMP_", "MKL_", "MALLOC_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 
 def _environment(url: str, folder: Path, **settings: object) -> dict[str, str]:

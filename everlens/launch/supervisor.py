@@ -25,6 +25,7 @@ import everlens
 from everlens.bus.server import EmbeddedServer
 from everlens.errors import ServerError, SettingsError
 from everlens.keys import read_ring
+from everlens.launch.environment import learner_environment
 from everlens.launch.greeting import base_url, greeting, without_password
 from everlens.launch.health import learner_present, service_ready
 from everlens.launch.program import GaveUp, Program
@@ -101,12 +102,7 @@ class Launcher:
         redis_url = self.settings.redis_url or self._start_server()
         environment = self._environment(redis_url)
         logs = self.data_dir / "logs"
-        threads = str(self.settings.worker_threads)
-        # The learner may never take the processor away from answers (performance.md).
-        learner = environment | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        # Large buffers that come and go tear the heap between what stays: about 1 MB a sample
-        # without these (glibc), flat with them. Mapping smaller ones too would double its work.
-        learner |= {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "268435456"}
+        learner = environment | learner_environment(self.settings.worker_threads)
         self.programs = [
             Program("worker", learner, logs / "worker.log", lock=lock, niceness=10),
             Program("service", environment, logs / "service.log", lock=lock),

@@ -1,0 +1,16 @@
+"""What the learner's process is told before it starts; the compose file says the same."""
+
+from __future__ import annotations
+
+
+def learner_environment(threads: int) -> dict[str, str]:
+    """Return the variables of a learner with so many threads, beside its settings."""
+    return {
+        # It may never take the processor away from answers (docs/performance.md).
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Large buffers that come and go tear the heap between what stays: about 1 MB a sample
+        # without these (glibc), flat with them. To map smaller ones too would double its work.
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    }
