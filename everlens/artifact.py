@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from everlens.errors import PartError
@@ -53,7 +53,8 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the canonical bytes; their digest is the version's own."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from everlens.artifact import Manifest, digest_of
 from everlens.errors import PartError
-from everlens.model.classes import CHUNK, chunks_of
+from everlens.model.classes import CHUNK, EVIDENCE_CHUNK, chunks_of
 from everlens.model.parts import (
     build_snapshot,
     decode_adapter,
@@ -42,17 +42,23 @@ def evidence_parts(learner: Learner, observation: Observation | None) -> dict[st
     classes, weight_C = len(learner.class_names), learner.class_weights()
     learnt = range(classes) if observation is None else [r.class_index for r in observation.rows]
     first_new = 0 if observation is None else classes - len(observation.new_classes)
-    for number in sorted({index // CHUNK for index in learnt}):
-        span = slice(number * CHUNK, min((number + 1) * CHUNK, classes))
+    for number, span in _chunks_with(learnt, classes, EVIDENCE_CHUNK):
         parts[f"evidence/{number}"] = encode_evidence(
             learner.sums.mean_CD(span), learner.sums.count_C[span]
         )
+    for number, span in _chunks_with(learnt, classes, CHUNK):
         parts[f"record/{number}"] = encode_record(learner.class_record(span, weight_C))
         if span.stop > first_new:
             parts[f"classes/{number}"] = encode_classes(
                 learner.class_names[span], torch.stack(learner.text_vectors[span])
             )
     return parts
+
+
+def _chunks_with(indices: Iterable[int], classes: int, size: int) -> list[tuple[int, slice]]:
+    """Return number and class range of the chunks that these classes are in."""
+    numbers = sorted({index // size for index in indices})
+    return [(n, slice(n * size, min((n + 1) * size, classes))) for n in numbers]
 
 
 def adapter_parts(learner: Learner) -> dict[str, bytes]:

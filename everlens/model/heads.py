@@ -38,12 +38,10 @@ class EvidenceHead:
     Args:
         factor_DD: P with PᵀP = (G + λI)⁻¹, lower triangular; whitens a unit feature.
         vector_CD: P·μ_c of each learnt class, unit norm; a zero row has no sample here.
-        means: μ_c, by chunk: what the vectors were made of.
     """
 
     factor_DD: Tensor
     vector_CD: Table
-    means: tuple[Tensor, ...] = ()
 
 
 def evidence_feature(feature_BF: Tensor, trunk_BH: Tensor, recipe: FeatureRecipe) -> Tensor:

@@ -5,11 +5,11 @@ A version as parts, and parts as a version: what the learner publishes, the serv
 |--------------------|------------------------------------------------------|-------------------------|
 | `classes/N`        | names and text vectors of classes 1024·N …           | a new class             |
 | `evidence/factor`  | the shared factor P                                  | a tenth more samples    |
-| `evidence/N`       | mean feature and count of classes 1024·N …           | a sample of one of them |
+| `evidence/N`       | mean feature and count of classes 64·N …             | a sample of one of them |
 | `record/N`         | how classes 1024·N … fared, see `RECORD`             | a sample of one of them |
 | `adapter`          | the low-rank tensors and their spec                  | an adapter publication  |
 | `adapter/factor`   | as for evidence, on tuned features                   | an adapter publication  |
-| `adapter/N`        | likewise, with text vectors of a tuned text tower    | an adapter publication  |
+| `adapter/N`        | of classes 1024·N …, with texts of a tuned tower     | an adapter publication  |
 | `fusion`           | the constants of the fusion                          | every scored sample     |
 
 Each is a safetensors blob: nothing in it can run. Equal content gives equal bytes.
@@ -36,6 +36,7 @@ from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
 from everlens.model.classes import (
     CHUNK,
+    EVIDENCE_CHUNK,
     Classes,
     NameChunk,
     Names,
@@ -56,10 +57,6 @@ _SPEC_BYTES_MAX = 1024
 _RANK_MAX = 4096
 _COUNT_MAX = 1 << 53  # what every reader of JSON keeps exactly
 _UNIT_TOLERANCE = 1e-3
-
-# Classes whose vectors are made anew together. What they are must not hang on who else changed: so
-# each such block is a product of its own.
-_BLOCK = 64
 
 # Stands for NaN in `record/N`, since a part with a number that is not finite is refused.
 _UNKNOWN = -1.0
@@ -153,7 +150,8 @@ def check_manifest(backbone: Backbone, manifest: Manifest) -> None:
         raise PartError(f"{manifest.classes} classes in {len(names)} parts")
     whole = {"fusion"}
     if chunks:
-        whole |= {"evidence/factor"} | _numbered("classes", chunks) | _numbered("evidence", chunks)
+        pieces = -(-manifest.classes // EVIDENCE_CHUNK)
+        whole |= {"evidence/factor"} | _numbered("classes", chunks) | _numbered("evidence", pieces)
     if "record/0" in names:
         whole |= _numbered("record", chunks)
     if "adapter" in names:
@@ -164,6 +162,11 @@ def check_manifest(backbone: Backbone, manifest: Manifest) -> None:
             f"version {manifest.version} has not the parts of one with {manifest.classes} classes: "
             f"{sorted(names ^ whole)[:3]}"
         )
+
+
+def _size(prefix: str) -> int:
+    """Return for how many classes a part `prefix/N` stands."""
+    return EVIDENCE_CHUNK if prefix == "evidence" else CHUNK
 
 
 def _numbered(prefix: str, chunks: int) -> set[str]:
@@ -218,7 +221,8 @@ class _Builder:
         for name in ("adapter", "fusion"):  # remembered also where what was made of it is
             if name in self.manifest.parts:
                 self._load(name)
-        classes = self._classes()
+        evidence, adapter = self._chunks("evidence"), self._chunks("adapter")
+        classes = self._classes(evidence)
         spec = self._once(("spec", self._digest("adapter")), self._spec)
         top_blocks = self.manifest.top_blocks
         if spec is not None and spec.top_blocks != top_blocks:
@@ -239,9 +243,9 @@ class _Builder:
             tuned_top=tuned,
             classes=classes,
             record=self._record(),
-            evidence=self._head("evidence"),
-            adapter=self._head("adapter"),
-            adapter_text_CE=self._adapter_text(),
+            evidence=self._head("evidence", evidence),
+            adapter=self._head("adapter", adapter),
+            adapter_text_CE=self._adapter_text(adapter),
             fusion=self._once(("fusion", self._digest("fusion")), self._fusion),
             memo=self.memo,
         )
@@ -263,28 +267,34 @@ class _Builder:
             return read_tensors(self.parts[digest], name)
 
         tensors = self._once(("part", digest), read)
-        # By name: the same bytes may be named as two kinds.
-        self._once(("form", name, digest), lambda: check_form(tensors, name))
+        # Each time: the same bytes may be named as two kinds.
+        check_form(tensors, name)
         return tensors
 
     def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
         """Return the loaded chunks `prefix/0`, `prefix/1`, …, with a row for each of their classes."""
         loaded: list[dict[str, Tensor]] = []
-        for number, span in chunks_of(self.manifest.classes):
+        for number, span in chunks_of(self.manifest.classes, _size(prefix)):
             name, most = f"{prefix}/{number}", span.stop - span.start
-            if name not in self.manifest.parts:
+            digest = self._digest(name)
+            if digest is None:
                 break
             # Classes that came after an adapter was fitted are missing at its end.
             last = prefix == "adapter" and f"{prefix}/{number + 1}" not in self.manifest.parts
-            chunk, least = self._load(name), 1 if last else most
-            key = ("rows", name, self._digest(name), least, most)
-            self._once(key, partial(_check_rows, chunk, name, least, most))
-            loaded.append(chunk)
+            least = 1 if last else most
+            key = ("chunk", name, digest, least, most)
+            loaded.append(self._once(key, partial(self._checked, name, least, most)))
+            self.memo["part", digest] = loaded[-1]  # also where it was checked before
         return loaded
 
-    def _classes(self) -> Classes:
+    def _checked(self, name: str, least: int, most: int) -> dict[str, Tensor]:
+        chunk = self._load(name)
+        _check_rows(chunk, name, least, most)
+        return chunk
+
+    def _classes(self, evidence: list[dict[str, Tensor]]) -> Classes:
         loaded = self._chunks("classes")
-        counts = [chunk["count_C"] for chunk in self._chunks("evidence")]
+        counts = [chunk["count_C"] for chunk in evidence]
         return Classes(
             self._names(loaded),
             self._table("classes", loaded),
@@ -315,7 +325,7 @@ class _Builder:
         rows = [
             self._once(
                 ("text", self._digest(f"{prefix}/{number}"), dtype),
-                partial(Rows.of, chunk["text_CE"].to(device), dtype),
+                partial(Rows.of, chunk["text_CE"].to(device, dtype)),
             )
             for number, chunk in enumerate(loaded)
         ]
@@ -330,7 +340,7 @@ class _Builder:
             for number, chunk in enumerate(self._chunks("record"))
         )
 
-    def _head(self, prefix: str) -> EvidenceHead | None:
+    def _head(self, prefix: str, loaded: list[dict[str, Tensor]]) -> EvidenceHead | None:
         factor_digest = self._digest(f"{prefix}/factor")
         if factor_digest is None:
             return None
@@ -339,26 +349,31 @@ class _Builder:
         if loaded_DD.shape[0] != loaded_DD.shape[1]:
             raise PartError(f"{prefix}/factor is not square: {tuple(loaded_DD.shape)}")
         factor_DD = self._once(("factor", factor_digest), lambda: loaded_DD.to(device))
-        classes, dtype = self.manifest.classes, precision(self.manifest.classes, device)
-        loaded = self._chunks(prefix)
-        if not loaded:
+        dtype = precision(self.manifest.classes, device)
+        keys: list[Hashable] = []
+        for number, chunk in enumerate(loaded):
+            keys.append(("vectors", factor_digest, self._digest(f"{prefix}/{number}"), dtype))
+            self._once(keys[-1], partial(_vectors, factor_DD, chunk["mean_CD"], dtype))
+        if not keys:
             return None
-        before = None if self.previous is None else getattr(self.previous, prefix)
-        before = before if before is not None and before.factor_DD is factor_DD else None
-        rows = [
-            self._once(
-                ("vectors", factor_digest, self._digest(f"{prefix}/{number}"), dtype),
-                partial(_vectors, factor_DD, chunk["mean_CD"], dtype, before, number),
-            )
-            for number, chunk in enumerate(loaded)
-        ]
+        together = CHUNK // _size(prefix)
+        groups = [tuple(keys[k : k + together]) for k in range(0, len(keys), together)]
+        rows = [self._once(group, partial(self._together, group)) for group in groups]
         # A class that came after the adapter was fitted is unknown to it.
-        means = tuple(chunk["mean_CD"] for chunk in loaded)
-        return EvidenceHead(factor_DD, Table(tuple(rows), classes), means)
+        return EvidenceHead(factor_DD, Table(tuple(rows), self.manifest.classes))
 
-    def _adapter_text(self) -> Table | None:
+    def _together(self, keys: Sequence[Hashable]) -> Rows:
+        """Return the vectors under these keys as one chunk, from now on the memory of them all."""
+        rows = Rows.of(torch.cat([self.memo[key] for key in keys]))
+        start = 0
+        for key in keys:
+            end = start + len(self.memo[key])
+            self.memo[key] = rows.vector_CD[start:end]
+            start = end
+        return rows
+
+    def _adapter_text(self, chunks: list[dict[str, Tensor]]) -> Table | None:
         """Return the tuned text vectors by class."""
-        chunks = self._chunks("adapter")
         if not any("text_CE" in chunk for chunk in chunks):
             return None
         return self._table("adapter", chunks)  # a KeyError where one has none
@@ -425,21 +440,8 @@ def _record(chunk: Mapping[str, Tensor]) -> Tensor:
     return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
 
 
-def _vectors(
-    factor_DD: Tensor, mean_CD: Tensor, dtype: torch.dtype, before: EvidenceHead | None, number: int
-) -> Rows:
-    """Return the vectors of a chunk; those of an equal block before, with this factor, are theirs."""
-    vector_CD = factor_DD.new_empty(len(mean_CD), len(factor_DD), dtype=dtype)
-    old = None
-    if before is not None and number < len(before.means):
-        old = before.means[number], before.vector_CD.chunks[number].vector_CD
-    for start in range(0, len(mean_CD), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        if old is not None and old[1].dtype == dtype and mean_CD[block].equal(old[0][block]):
-            vector_CD[block] = old[1][block]
-            continue
-        made_CD = class_vectors(factor_DD, mean_CD[block].to(factor_DD.device))
-        if not bool(made_CD.isfinite().all()):
-            raise PartError("a class overflows in the metric of the factor")
-        vector_CD[block] = made_CD
-    return Rows.of(vector_CD, dtype)
+def _vectors(factor_DD: Tensor, mean_CD: Tensor, dtype: torch.dtype) -> Tensor:
+    vector_CD = class_vectors(factor_DD, mean_CD.to(factor_DD.device))
+    if not bool(vector_CD.isfinite().all()):
+        raise PartError("a class overflows in the metric of the factor")
+    return vector_CD.to(dtype)

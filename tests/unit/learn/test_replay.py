@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -311,3 +313,38 @@ def test_a_class_of_held_out_exemplars_alone_has_no_turn() -> None:
     buffer.add([exemplar(3, 0)], generator_for(2))
     assert buffer.classes == [0, 1, 2]
     assert [e.class_index for e in buffer.draw(3, generator_for(3))] == [0, 1, 2]
+
+
+def test_no_sample_looks_at_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither room nor company is sought by going over the classes, however many there are."""
+
+    class Shelves(dict[int, Any]):
+        looks = 0
+
+        def values(self) -> Any:
+            Shelves.looks += len(self)
+            return super().values()
+
+        def items(self) -> Any:
+            Shelves.looks += len(self)
+            return super().items()
+
+    popped, pop = Counter[str](), heapq.heappop
+
+    def counted(heap: list[Any]) -> Any:
+        popped["all"] += 1
+        return pop(heap)
+
+    monkeypatch.setattr(heapq, "heappop", counted)
+    classes, rounds = 500, 6
+    buffer = ReplayBuffer(2 * classes * 3 * ROW)
+    buffer._shelves = Shelves()
+    for seq in range(rounds * classes):
+        size = 2 * ROW + seq * 37 % 101
+        buffer.add([exemplar(seq, seq % classes, size, held=seq % 10 == 0)], generator_for(0, seq))
+        buffer.draw(4, generator_for(1, seq))
+    assert len(buffer) < rounds * classes
+    buffer.held_out(50)
+    # Going over them once a sample would be classes² · rounds looks; a heap begun anew is some.
+    assert Shelves.looks <= 4 * rounds * classes
+    assert 0 < popped["all"] <= 20 * rounds * classes

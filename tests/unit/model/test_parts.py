@@ -18,7 +18,7 @@ from everlens.errors import PartError
 from everlens.model import parts as published
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.classes import chunks_of, table
+from everlens.model.classes import EVIDENCE_CHUNK, chunks_of, table
 from everlens.model.fusion import Fused, Fusion, Scores, fuse
 from everlens.model.heads import (
     EvidenceHead,
@@ -331,8 +331,9 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
     }
     for number, span in chunks_of(count):
         contents[f"classes/{number}"] = published.encode_classes(names[span], text_CE[span])
-        contents[f"evidence/{number}"] = published.encode_evidence(mean_CD[span], count_C[span])
         contents[f"record/{number}"] = published.encode_record(record_CR[span])
+    for number, span in chunks_of(count, EVIDENCE_CHUNK):
+        contents[f"evidence/{number}"] = published.encode_evidence(mean_CD[span], count_C[span])
     assert [s for _, s in chunks_of(count)] == [slice(0, 1024), slice(1024, 1030)]
     snapshot = version.build(contents, classes=count)
     assert list(snapshot.classes.names) == names

@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from everlens.artifact import decode_manifest, digest_of
 from everlens.model.backbone import Backbone
+from everlens.model.classes import EVIDENCE_CHUNK
 from everlens.model.parts import build_snapshot, encode_evidence
 from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.pixels import encode_pixels
@@ -206,3 +207,22 @@ def test_evidence_parts_hold_fusion_and_records(course: Course) -> None:
     manifest = next_manifest(course.learner, course.progress, {}, cursor=course.progress.cursor)
     assert manifest.top_blocks == SPEC.top_blocks
     assert manifest.gate is None
+
+
+def test_a_batch_makes_the_parts_of_its_own_classes(course: Course) -> None:
+    """Known names are not sent again, nor the evidence of classes that got no sample."""
+    course.learn(samples(8))
+    learner = course.learner
+    for k in range(EVIDENCE_CHUNK):
+        learner._add_class(f"another {k}")
+    assert learner.sums is not None
+    learner.sums.make_room(len(learner.class_names))
+    learner.records.make_room(len(learner.class_names))
+    course.exchange(evidence_parts(learner, None))
+    observation = learner.observe(samples(16)[8:12], course.snapshot)
+    assert not observation.new_classes
+    parts = evidence_parts(learner, replace(observation, refreshed=False))
+    assert parts.keys() == {"fusion", "evidence/0", "record/0"}
+    whole = evidence_parts(learner, None)
+    assert whole.keys() - parts.keys() == {"evidence/factor", "evidence/1", "classes/0"}
+    assert all(whole[name] == content for name, content in parts.items())
