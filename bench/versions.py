@@ -21,7 +21,7 @@ from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
 from everlens.model.adapter import AdapterSpec, insert, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.classes import chunks_of
+from everlens.model.classes import EVIDENCE_CHUNK, chunks_of
 from everlens.model.parts import (
     build_snapshot,
     encode_adapter,
@@ -136,9 +136,14 @@ class Versions:
                 continue
             count_C = self.count_C[span]
             record_CR = torch.zeros(len(count_C), len(RECORD)) + (count_C % 7)[:, None] / 8
-            parts[f"classes/{number}"] = encode_classes(self.names[span], self.text_CE[span])
-            parts[f"evidence/{number}"] = encode_evidence(self.mean_CD[span], count_C)
+            if not self._manifest.parts:  # the name of a class is for ever
+                parts[f"classes/{number}"] = encode_classes(self.names[span], self.text_CE[span])
             parts[f"record/{number}"] = encode_record(record_CR)
+        for number, span in chunks_of(len(self.names), EVIDENCE_CHUNK):
+            if not touched.isdisjoint(range(span.start, span.stop)):
+                parts[f"evidence/{number}"] = encode_evidence(
+                    self.mean_CD[span], self.count_C[span]
+                )
         return parts
 
     def _adapter(self) -> dict[str, bytes]:

@@ -4,6 +4,9 @@ Child processes that do not outlive their parent.
 A short program runs in the child before it becomes what was asked for: it asks the kernel for a
 signal at the parent's death (Linux), leaves at once if the parent is gone already, and lowers its
 priority. Not done in `preexec_fn`, which is unsafe in a process with threads.
+
+Linux may schedule each session as one group (autogroup), among which a process's own niceness counts
+for nothing: so that of the group is set as well, which is the child's alone.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ from typing import IO
 # prctl 1 is PR_SET_PDEATHSIG. The kernel ties it to the thread that forked: start children from
 # the main thread.
 _BECOME = """
-import ctypes, os, signal, sys
+import contextlib, ctypes, os, signal, sys
 parent, niceness, death_signal, *command = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, int(death_signal), 0, 0, 0)
     os.getppid() == int(parent) or os._exit(71)
 os.nice(int(niceness))
+if int(niceness):
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(niceness)
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.execv(command[0], command)
 """
@@ -47,7 +53,7 @@ def start_child(
         log: takes what the child prints.
         env: the child's whole environment; None hands on ours.
         keep_open: descriptors that the child inherits, for locks that live as long as it does.
-        niceness: added to our own.
+        niceness: added to our own, and that of its scheduling group.
         death_signal: what the kernel sends when we die; only SIGKILL ends a stopped child.
     """
     return subprocess.Popen(

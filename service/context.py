@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from everlens.bus.versions import Follower
 from everlens.bus.witness import Witness
 from everlens.errors import EverlensError, ModelError
 from everlens.model.backbone import Backbone
+from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.settings import Settings
 from service.admission import GroupAdmission
@@ -38,6 +42,7 @@ from service.problems import Problem
 from service.serving import Serving
 
 _POLL_S = 1.0
+_BUILDERS_NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +94,7 @@ class Service:
         self.model: Model | None = None
         self.failure: EverlensError | None = None
         self.settled = asyncio.Event()  # ready, or never to be
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build")
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_stand_back)
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -204,3 +209,10 @@ def service_of(request: Request) -> Service:
     """Return the service that a request came to."""
     service: Service = request.app.state.service
     return service
+
+
+def _stand_back() -> None:
+    """Let the calling thread, which builds versions, hold up no answer: one core, and that last."""
+    use_threads_here(1)
+    if sys.platform == "linux":  # where niceness belongs to a thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BUILDERS_NICENESS)

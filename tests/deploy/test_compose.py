@@ -15,6 +15,7 @@ from compose_spec import PyCompose
 
 from everlens.bus.acl import users
 from everlens.bus.durability import REQUIRED
+from everlens.launch.environment import learner_environment
 from everlens.settings import PREFIX, Settings
 from tests.deploy.compose import ROOT, load, variables
 
@@ -236,4 +237,7 @@ def test_the_worker_leaves_the_processor_to_answers(services: dict[str, Any]) ->
     worker = services["worker"]
 
     assert worker["command"][:3] == ["nice", "-n", "10"]
+    assert worker["cpu_shares"] == 110
+    told = learner_environment(1)
+    assert {name: worker["environment"][name] for name in told} == told
     assert worker["environment"]["OMP_NUM_THREADS"] == "1"
