@@ -40,8 +40,10 @@ from everlens.model.backbone import STARTER
 
 Row = Callable[[Stage], Findings]
 
-# In this order: what needs the service, what needs the worker, what needs neither.
+# In this order: what looks at memory while there is little of it, then what needs the service, then
+# what needs gigabytes.
 ROWS: Mapping[str, Row] = {
+    "stalls": stalls.measure,
     "saturation": saturation.measure,
     "peers": overtaking.measure,
     "alone": alone.measure,
@@ -50,7 +52,6 @@ ROWS: Mapping[str, Row] = {
     "names": names.measure,
     "many": many.measure,
     "publication": publication.measure,
-    "stalls": stalls.measure,
 }
 BESIDE = ("saturation", "alone")  # what the starter is measured by, when it stands beside
 PROMISED = ("over_bare_model", "over_best_peer", "added_p50_ms", "swap_p99_ratio", "beside_learner")
@@ -103,7 +104,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[Options, list[str]]:
     parser.add_argument("--pretrained", help="as EVERLENS_PRETRAINED; random by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.5, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     parser.add_argument("--peers", action="store_true", help="install and measure other servers")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)

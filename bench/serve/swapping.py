@@ -35,7 +35,7 @@ def measure(stage: Stage) -> Findings:
 
     def turn(kind: str) -> Callable[[], float]:
         def one() -> float:
-            outcome, count = _loaded(service, kinds[kind], 1.5 * stage.options.seconds)
+            outcome, count = _loaded(service, kinds[kind], 2 * stage.options.seconds)
             answers[kind] += outcome.latencies_s
             published[kind] += count
             return outcome.p50_s

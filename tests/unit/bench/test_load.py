@@ -95,7 +95,7 @@ def test_requests_arrive_whole_and_in_turn() -> None:
 def test_a_broken_server_is_not_a_fast_one() -> None:
     """What is not 2xx is counted apart; it makes neither the rate nor the latencies."""
     with serving(lambda n, _: answered(503 if n % 2 else 200), pause_s=0.01) as port:
-        outcome = run_load(port, Stream([http_request("GET", "/")], 2), 0.4, 0.1)
+        outcome = run_load(port, Stream([http_request("GET", "/")], 2), 0.25, 0.05)
 
     assert outcome.statuses[503] > 0
     assert outcome.rate < 2 / 0.01 * 0.6
@@ -107,7 +107,7 @@ def test_a_broken_server_is_not_a_fast_one() -> None:
 def test_connections_that_end_without_an_answer_are_lost() -> None:
     """A server that hangs up now and then is asked again, and each time it is told."""
     with serving(lambda n, _: None if n % 5 == 0 else answered(200)) as port:
-        outcome = run_load(port, Stream([http_request("GET", "/")]), 0.4, 0.1)
+        outcome = run_load(port, Stream([http_request("GET", "/")]), 0.25, 0.05)
 
     assert outcome.lost > 0
     assert outcome.statuses[200] > 0
@@ -128,6 +128,6 @@ def test_two_streams_are_counted_apart_and_one_may_pause() -> None:
     eager = Stream([http_request("GET", "/eager")])
     patient = Stream([http_request("GET", "/patient")], pause_s=0.1)
     with serving(lambda *_: answered(200)) as port:
-        fast, slow = Load(port, [eager, patient], 0.5, 0.1).outcomes()
+        fast, slow = Load(port, [eager, patient], 0.4, 0.05).outcomes()
 
     assert 1 <= slow.statuses[200] <= 5 < fast.statuses[200]
