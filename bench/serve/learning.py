@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Sequence
 
 from bench.load import Load, Stream, http_request, run_load
@@ -18,6 +19,7 @@ _NAMESPACE = "learning"
 _FIRST = 8  # samples a class that the worker has in hand before it is measured
 _OFFERED = 8
 _OFFER_EVERY_S = 0.5
+_WARM_UP_S = 1.0
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -44,13 +46,13 @@ def measure(stage: Stage) -> Findings:
             return _rate(process, stage, learning=False)
 
         def beside() -> float:
-            before = _samples_learnt(process)
+            before, begun = _samples_learnt(process), time.monotonic()
             learner.resume()
             try:
                 rate = _rate(process, stage, learning=True)
             finally:
                 learner.pause()
-            learnt.append((_samples_learnt(process) - before, stage.options.seconds + _WARM_UP_S))
+            learnt.append((_samples_learnt(process) - before, time.monotonic() - begun))
             return rate
 
         rates = interleaved({"without": without, "beside": beside}, stage.options.rounds)
@@ -69,9 +71,6 @@ def measure(stage: Stage) -> Findings:
     )
     found.keep(rates=rates, learnt=learnt)
     return found
-
-
-_WARM_UP_S = 1.0
 
 
 def _rate(process: Process, stage: Stage, *, learning: bool) -> float:
