@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, description="All randomness is a function of this and the batch.")
     batch_size: int = Field(16, ge=1, le=1024, description="New samples a batch at most.")
     linger_ms: int = Field(
-        50, ge=0, le=4000, description="How long a batch that is not full waits before it is cut."
+        10, ge=0, le=4000, description="How long a batch that is not full waits before it is cut."
     )
     tune: Literal["image", "text", "both", "none"] = Field(
         "image", description="The towers that the adapter bends."

@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.learn")
     parser.add_argument("--model", action="append", help=f"repeatable; default {MODELS}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, help="of whatever is compared; 3, of the starter 2")
+    parser.add_argument("--rounds", type=int, default=2, help="of whatever is compared")
     parser.add_argument("--labels", type=int, help="taught each way; 6, of the starter 3")
     parser.add_argument("--effect-s", type=float, help="what a label's effect may take")
     parser.add_argument("--no-peers", action="store_true", help="install and run none")
@@ -82,12 +82,12 @@ def _load(name: str, device: torch.device) -> Backbone:
 
 def _measure(name: str, backbone: Backbone, options: argparse.Namespace) -> Findings:
     required = name != STARTER  # the starter's figures stand beside these, and are read less
-    rounds = options.rounds or (3 if required else 2)
+    rounds = options.rounds
     labels = options.labels or (6 if required else 3)
     kinds: dict[str, Callable[[], Findings]] = {
         "speed": lambda: speed.measure(name, backbone, rounds, peers=not options.no_peers),
-        "growth": lambda: growth.measure(backbone, options.rounds or 2),
-        "commits": lambda: commits.measure(backbone, 2),
+        "growth": lambda: growth.measure(backbone, rounds),
+        "commits": lambda: commits.measure(backbone, 4),
         "effect": lambda: effect.measure(name, backbone, labels, options.effect_s),
         "beside": lambda: effect.beside(name, backbone, seconds=6.0),
     }

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
@@ -28,13 +27,6 @@ from worker.learn.replay import Exemplar, ReplayBuffer
 from worker.learn.sit import candidates, sit_losses
 
 GRADIENT_NORM_MAX = 1.0
-
-# On a CPU the gradient of fused attention takes six times its forward pass: plain products of
-# matrices are faster, by a twentieth of a step.
-_ATTENTION = {
-    "cpu": [SDPBackend.MATH],
-    "cuda": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-}
 
 # A new learner has few labels: its first batches take more steps, until so many are taken. With one
 # label a class that is worth a point and a half, later nothing.
@@ -205,10 +197,7 @@ class Tuner:
             states = varied(
                 states, generator_for(self.config.seed, "augment", drawn.batch, draw.step)
             )
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision),
-            sdpa_kernel(_ATTENTION[self.device.type]),
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             encoding: Encoding = self.image_top(Hidden(states))
         image_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
         loss_B = sit_losses(
