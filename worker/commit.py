@@ -103,7 +103,8 @@ class Progress:
     restored_from: int | None = None  # likewise
     sums_batch: int = 0  # when the sums were saved last
     adapter_batch: int = 0  # when the adapter was published last
-    adapter_due: bool = False  # the last batch asks for its publication
+    tunes: bool = False  # the last batch asks for a round of tuning
+    adapter_due: bool = False  # likewise, or the last round, for the adapter's publication
     rounds: int = 0  # of tuning, drawn since the adapter was published
     owed: int = 0  # of those, not taken yet
     waiting: int = 0  # samples observed since a round was drawn
@@ -142,14 +143,9 @@ class StateFile(Rows):
         self,
         learner: Learner,
         observation: Observation,
-        drawn: Round | None,
         progress: Progress,
     ) -> None:
-        """
-        Write what `Learner.observe` returned, and the round that was drawn behind it.
-
-        Notes in `progress` when it saved the sums.
-        """
+        """Write what `Learner.observe` returned; notes in `progress` when it saved the sums."""
         first = len(learner.class_names) - len(observation.new_classes)
         self.insert(
             "classes",
@@ -167,12 +163,7 @@ class StateFile(Rows):
         )
         self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
         self.delete("exemplars", observation.buffer.evicted)
-        if learner.waiting:
-            self.insert("waiting", map(_exemplar_row, observation.waiting))
-        else:
-            self.clear("waiting")  # a round was drawn
-        if drawn is not None:
-            self.insert("rounds", [_round_row(drawn)])
+        self.insert("waiting", map(_exemplar_row, observation.waiting))
         record_CK = learner.records.record_CK
         self.replace(
             "records",
@@ -229,6 +220,12 @@ class StateFile(Rows):
         """Return those parts that `save_parts` wrote."""
         found = {name: self.blob(f"part {name}") for name in names}
         return {name: content for name, content in found.items() if content is not None}
+
+    def save_round(self, drawn: Round | None) -> None:
+        """Write a round, for which no sample waits any more; also where nothing came of them."""
+        self.clear("waiting")
+        if drawn is not None:
+            self.insert("rounds", [_round_row(drawn)])
 
     def save_tuning(self, tuner: Mapping[str, Tensor], taken: Sequence[int]) -> None:
         """

@@ -144,6 +144,7 @@ class Loop:
             else:
                 self._observe(batch)
                 self._publish_soon()
+                self._draw()
             self.attempts.done()
             if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
                 self.generations.copy()
@@ -318,23 +319,32 @@ class Loop:
         self._advance(manifest)
         progress = self.progress
         progress.waiting += len(batch.samples)
-        drawn = None
-        if batch.tunes or progress.waiting >= self.pace.batch_size:
-            drawn, progress.waiting = self.learner.draw(), 0
+        progress.tunes = batch.tunes or progress.waiting >= self.pace.batch_size
+        progress.adapter_due = batch.publishes_adapter
+        with self.state.transaction():
+            self.state.save_observation(self.learner, observation, progress)
+            self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
+            self.state.save_dead([*batch.dead, *observation.unfit], manifest.version)
+            self.state.save_progress(self.learner, progress)
+        self._exchange(manifest, parts)
+
+    def _draw(self) -> None:
+        """Draw the round of tuning that the last batch asks for, behind its publication."""
+        progress = self.progress
+        if not progress.tunes:
+            return
+        drawn = self.learner.draw()
+        progress.tunes, progress.waiting = False, 0
         progress.rounds += drawn is not None
         progress.owed += drawn is not None
         least = max(
             self.pace.adapter_every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND
         )
-        progress.adapter_due = progress.rounds > 0 and (
-            batch.publishes_adapter or progress.rounds >= least
-        )
+        progress.adapter_due |= progress.rounds >= least
+        progress.adapter_due &= progress.rounds > 0
         with self.state.transaction():
-            self.state.save_observation(self.learner, observation, drawn, progress)
-            self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
-            self.state.save_dead([*batch.dead, *observation.unfit], manifest.version)
+            self.state.save_round(drawn)
             self.state.save_progress(self.learner, progress)
-        self._exchange(manifest, parts)
         if drawn is not None:
             self.rounds.put(drawn)
 
@@ -419,6 +429,7 @@ class Loop:
         )
         self._advance(manifest)
         progress.waiting = progress.rounds = 0
+        progress.tunes = False
         progress.adapter_batch = self.learner.batch
         with self.state.transaction():
             self.state.save_activation(self.learner, rows, forgotten, progress)
@@ -443,6 +454,7 @@ class Loop:
                     self.state.save_progress(self.learner, self.progress)
         for drawn in rounds:
             self.rounds.put(drawn)
+        self._draw()
 
     def _sorted_out(self, batch: Batch) -> Batch:
         """Return the batch without the samples that end the learner."""

@@ -211,7 +211,11 @@ def settled(
     client: redis.Redis, namespace: str, progress: dict[str, Any] | None, last: int
 ) -> bool:
     """Return whether all up to entry `last` is learnt, tuned, published and trimmed."""
-    if progress is None or progress["cursor"] < last or progress["owed"] or progress["adapter_due"]:
+    if (
+        progress is None
+        or progress["cursor"] < last
+        or any(progress[name] for name in ("tunes", "owed", "adapter_due"))
+    ):
         return False
     keys = Keys(namespace)
     head: Any = client.get(keys.head)

@@ -25,6 +25,7 @@ POINTS = (
     "before:trim",
     "after:trim",
     "after:report",
+    "after:save-round",
     "after:tune",
     "after:save-tuning",
     "after:save-accepted",

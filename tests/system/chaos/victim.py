@@ -41,6 +41,7 @@ _FUNCTIONS: dict[str, tuple[object, str]] = {
     "save-activation": (StateFile, "save_activation"),
     "copy": (Generations, "_copy"),
     "try-aside": (worker.poison, "_waited"),
+    "save-round": (StateFile, "save_round"),
     "save-tuning": (StateFile, "save_tuning"),
     "save-accepted": (StateFile, "save_accepted"),
 }

@@ -233,6 +233,7 @@ def test_death_after_an_adapter_was_held_back_repeats_the_version(
     assert batch is not None
     dying._observe(batch)
     dying._keep_up()
+    dying._draw()
     assert dying.progress.adapter_due
     if dies == "decided":
         monkeypatch.setattr(StateFile, "save_accepted", fail)
@@ -262,12 +263,12 @@ def fail(*_: object, **__: object) -> None:
 
 def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
     """Evidence committed but not published, tuned but not committed: nothing is lost or doubled."""
-    bench.admit(digit_samples(16))
+    bench.admit(digit_samples(20))
     copy = fresh_bench(bench, "-copy")
-    copy.admit(digit_samples(16))
-    through = run_to(bench.loop("through"), 16)
+    copy.admit(digit_samples(20))
+    through = run_to(bench.loop("through"), 20)
 
-    for dies_after in ("learn", "observe", "publish", "tune"):
+    for dies_after in ("learn", "observe", "publish", "draw", "tune"):
         loop = copy.loop("dying")
         loop._begin()
         loop._keep_up()
@@ -277,12 +278,14 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
             loop.learner.observe(batch.samples, loop.snapshot)
         else:
             loop._observe(batch)
-        if dies_after in {"publish", "tune"}:
+        if dies_after in {"publish", "draw", "tune"}:
             loop._keep_up()
+        if dies_after in {"draw", "tune"}:
+            loop._draw()
         if dies_after == "tune":  # the steps were taken, their commit was not
             assert loop.rounds.taken(wait_s=10)
         loop.close()
-    survivor = run_to(copy.loop("dying"), 16)
+    survivor = run_to(copy.loop("dying"), 20)
 
     assert_same_bits(through, survivor)
 
