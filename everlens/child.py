@@ -53,7 +53,7 @@ def start_child(
         log: takes what the child prints.
         env: the child's whole environment; None hands on ours.
         keep_open: descriptors that the child inherits, for locks that live as long as it does.
-        niceness: added to our own, and that of its scheduling group.
+        niceness: added to our own; that of its scheduling group.
         death_signal: what the kernel sends when we die; only SIGKILL ends a stopped child.
     """
     return subprocess.Popen(

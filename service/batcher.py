@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from everlens.model.fusion import Fused
+from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Ranked, Snapshot, Views, joined
 from everlens.pixels import Pixels
 from service.metrics import Metrics
@@ -103,6 +104,7 @@ class Batcher:
         self._decoding = 0
         self._forward_s = 0.0
         self._loop = asyncio.get_running_loop()
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -146,6 +148,7 @@ class Batcher:
         await asyncio.to_thread(self._thread.join, 1.0)
 
     def _run(self) -> None:
+        use_threads_here(self._threads)
         while True:
             items = self._take()
             for item in items:

@@ -222,7 +222,10 @@ def _learn(settings: Settings) -> int:
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)
     try:
-        loop.run(stopping.is_set)
+        try:
+            loop.run(stopping.is_set)
+        finally:
+            loop.rounds.close()  # Python does not end well around a thread that computes
     except DamagedState as error:  # the next start falls back to a copy
         print(f"everlens worker: {error}", file=sys.stderr, flush=True)
         return EXIT_AGAIN

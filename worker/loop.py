@@ -5,7 +5,7 @@ The learner's loop, in the order in which it must happen. ④-⑦
 
 A crash between any two repeats work and loses none: the commit owns the cursor, a publication and
 a trim may be made twice, and a batch whose commit did not happen is learnt again to the same bits.
-So is a round of tuning, which is drawn with the batch, committed with it, and taken beside the next.
+So is a round of tuning: drawn behind the publication of its batch, committed, taken beside the next.
 """
 
 from __future__ import annotations
@@ -359,13 +359,14 @@ class Loop:
         with self.state.transaction():
             self.state.save_tuning(taken[-1].tuner, [done.batch for done in taken])
             self.state.save_progress(self.learner, self.progress)
-        self.rounds.attempts.done()
+        self.rounds.attempts.done(taken[-1].batch)
 
     def _settle(self) -> bool:
         """Wait until no round is owed; return False when told to stop before."""
         while self.rounds.owed:
             if self._stopping():
                 return False
+            self._publish_soon()  # and renew the lease
             self._commit_taken(wait_s=_TUNING_MS / 1000)
         return True
 
@@ -441,20 +442,24 @@ class Loop:
     def _owe_again(self) -> None:
         """Take the rounds that a death came before; leave one out where it is its reason."""
         rounds = self.state.rounds()
-        if rounds and self.rounds.attempts.begun(rounds[0].batch) >= ATTEMPTS:
-            first = rounds[0]
-            # Asked of a child and not of the count: kills from outside may not cost the steps.
-            failure = failure_aside(partial(self._try_round, first), allowed_s(first.pictures))
-            if failure is not None:
-                log.error("the steps on batch %d are left out: %s", first.batch, failure)
-                rounds = rounds[1:]
+        begun = {drawn.batch: self.rounds.attempts.begun(drawn.batch) for drawn in rounds}
+        for drawn in rounds:
+            # No child is forked from the middle of a step, and it has to see those before it taken.
+            if begun[drawn.batch] >= ATTEMPTS and self._settle() and self._is_deadly(drawn):
                 self.progress.owed -= 1
                 with self.state.transaction():
-                    self.state.save_tuning(self.learner.tuner.state(), [first.batch])
+                    self.state.save_tuning(self.learner.tuner.state(), [drawn.batch])
                     self.state.save_progress(self.learner, self.progress)
-        for drawn in rounds:
-            self.rounds.put(drawn)
+            else:
+                self.rounds.put(drawn)
         self._draw()
+
+    def _is_deadly(self, drawn: Round) -> bool:
+        """Ask a child and not the count: kills from outside may not cost the steps."""
+        failure = failure_aside(partial(self._try_round, drawn), allowed_s(drawn.pictures))
+        if failure is not None:
+            log.error("the steps on batch %d are left out: %s", drawn.batch, failure)
+        return failure is not None
 
     def _sorted_out(self, batch: Batch) -> Batch:
         """Return the batch without the samples that end the learner."""
@@ -468,7 +473,6 @@ class Loop:
         """Learn samples in a child, where all of it is thrown away."""
         self.generations.let_go()
         self.learner.observe(samples, self.snapshot)
-        self.learner.tune()
 
     def _try_round(self, drawn: Round) -> None:
         """Take a round in a child, where all of it is thrown away."""
@@ -490,7 +494,7 @@ class Loop:
         self.unpublished = (manifest, contents)
 
     def _publish_soon(self) -> None:
-        """Publish before tuning, so that an answer knows the sample at once."""
+        """Publish now, so that an answer knows the sample at once; later where the log is away."""
         try:
             self._keep_up()
         except LogUnavailable as error:

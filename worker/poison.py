@@ -57,9 +57,10 @@ class Attempts:
             return 0
         return before if last == number else 0
 
-    def done(self) -> None:
-        """Forget the count: it is committed."""
-        self.path.unlink(missing_ok=True)
+    def done(self, number: int | None = None) -> None:
+        """Forget the count, it is committed; that of one number alone, where it is given."""
+        if number is None or self.begun(number):
+            self.path.unlink(missing_ok=True)
 
 
 def allowed_s(samples: int) -> float:
@@ -124,7 +125,7 @@ def failure_aside(work: Callable[[], object], seconds: float) -> str | None:
 
 def _tried(work: Callable[[], object], seconds: float) -> str | None:
     # A fork: the state in memory is what it has to be tried on, and nothing of the child's stays.
-    # The learner computes on one thread, which is what makes a fork safe.
+    # Safe, since no other thread computes at this moment: see `Loop._settle`.
     reading, writing = os.pipe()
     learner = os.getpid()
     child = os.fork()

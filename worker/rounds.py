@@ -3,7 +3,7 @@ The thread that takes rounds of tuning, one after the other, beside the loop. â‘
 
 A round was drawn when its samples were observed and depends on nothing that comes later, so the
 bits are the same whenever it is computed; but a sample that comes meanwhile is learnt by evidence at
-once, and does not wait for seconds of gradients.
+once, and does not wait for seconds of gradients. Only the publication of an adapter waits for all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from worker.poison import Attempts, allowed_s
 # Rounds that may wait: while so many do, no further batch is learnt. A burst is known by evidence
 # in seconds, and a stream that never ends is learnt at the pace of tuning.
 OWED_MAX = 8
+
+_LOOK_S = 0.1  # at a step that must end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Rounds:
         self.owed = 0
         self._waiting: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
         self._taken: queue.SimpleQueue[Taken | BaseException] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
         self._deadline = float("inf")
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -74,21 +78,23 @@ class Rounds:
             wait_s: how long to wait for one.
 
         Raises:
-            Exception: what a round raised.
+            Exception: what a round raised, once those before it were returned.
         """
         found: list[Taken] = []
         until = time.monotonic() + wait_s
-        while self.owed > len(found):
-            if time.monotonic() > self._deadline:
-                signal.raise_signal(signal.SIGALRM)
+        while self.owed > len(found) and self._failure is None:
+            self._look_at_the_clock()
             left_s = 0.0 if found else max(0.0, until - time.monotonic())
             try:
                 result = self._taken.get(block=left_s > 0, timeout=left_s or None)
             except queue.Empty:
                 break
             if isinstance(result, BaseException):
-                raise result
-            found.append(result)
+                self._failure = result
+            else:
+                found.append(result)
+        if self._failure is not None and not found:
+            raise self._failure
         self.owed -= len(found)
         return found
 
@@ -96,20 +102,30 @@ class Rounds:
         """End the thread behind the step that it is at; what was not finished is owed on."""
         self._stopping.set()
         self._waiting.put(None)
-        if self._thread is not None:
-            self._thread.join()
+        while self._thread is not None and self._thread.is_alive():
+            self._look_at_the_clock()
+            self._thread.join(_LOOK_S)
+
+    def _look_at_the_clock(self) -> None:
+        if time.monotonic() > self._deadline:
+            signal.raise_signal(signal.SIGALRM)
 
     def _run(self) -> None:
-        use_threads_here(self.threads)
-        while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
-            self.attempts.begin(drawn.batch)
-            self._deadline = time.monotonic() + allowed_s(drawn.pictures)
-            try:
-                losses = self.learner.take(drawn, self._stopping.is_set)
+        try:
+            use_threads_here(self.threads)
+            while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
+                self.attempts.begin(drawn.batch)
+                self._before_a_step(drawn)
+                losses = self.learner.take(drawn, partial(self._before_a_step, drawn))
+                self._deadline = float("inf")
                 if self._stopping.is_set():
                     return
                 self._taken.put(Taken(drawn.batch, losses, self.learner.tuner.state()))
-            except BaseException as error:
-                self._taken.put(error)
-                return
+        except BaseException as error:
             self._deadline = float("inf")
+            self._taken.put(error)
+
+    def _before_a_step(self, drawn: Round) -> bool:
+        """Wind the clock up; return whether to stop."""
+        self._deadline = time.monotonic() + allowed_s(drawn.pictures)
+        return self._stopping.is_set()

@@ -18,7 +18,11 @@ def set_threads(threads: int) -> None:
 
 
 def use_threads_here(threads: int) -> None:
-    """Let torch use this many threads for what the calling thread computes, too."""
+    """
+    Let torch use this many threads for what the calling thread computes.
+
+    It is what threads that start later begin with as well, so that each says it for itself.
+    """
     torch.set_num_threads(threads)
 
 

@@ -122,3 +122,27 @@ def test_a_round_that_hangs_ends_the_process(
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGALRM
     assert Attempts(tmp_path / "attempts").begun(1) == 1
+
+
+def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
+    """The failure of the second round comes behind the first one, and its count is its own."""
+
+    class Learner:
+        tuner = type("Tuner", (), {"state": lambda _: {}})()
+
+        def take(self, drawn: Round, _: object) -> list[float]:
+            if drawn.batch == 2:
+                raise RuntimeError("poison")
+            return [1.0]
+
+    attempts = Attempts(tmp_path / "attempts")
+    rounds = Rounds(Learner(), attempts, 1)  # type: ignore[arg-type]
+    for batch in (1, 2):
+        rounds.put(Round(batch, 1, []))
+    rounds._thread.join(5)  # type: ignore[union-attr]
+    assert [taken.batch for taken in rounds.taken(wait_s=5)] == [1]
+    attempts.done(1)
+    with pytest.raises(RuntimeError, match="poison"):
+        rounds.taken(wait_s=5)
+    assert (attempts.begun(1), attempts.begun(2)) == (0, 1)
+    rounds.close()
