@@ -39,7 +39,8 @@ def serving(reply: Reply, pause_s: float = 0.002) -> Iterator[int]:
                 writer.write(answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
-        writer.close()
+        finally:
+            writer.close()
 
     async def run() -> None:
         server = await asyncio.start_server(serve, HOST, 0)
@@ -47,8 +48,11 @@ def serving(reply: Reply, pause_s: float = 0.002) -> Iterator[int]:
         ready.set()
         await stopped.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
             task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0)  # in which the closed connections are let go
 
     stopped = asyncio.Event()
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
