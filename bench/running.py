@@ -27,14 +27,13 @@ from bench.packs import REPOSITORY
 from everlens.bus.server import EmbeddedServer
 from everlens.child import start_child, stop_child
 from everlens.errors import EverlensError
-from everlens.launch.environment import learner_environment
+from everlens.launch.environment import LEARNER_NICENESS, learner_environment
 from everlens.launch.health import learner_present, service_ready
 
 READY_S = 120.0
 _STOP_S = 10.0
 _LOOK_S = 0.05
 _TAIL_BYTES = 1500
-_NICENESS = 10  # of the worker, as `everlens up` has it
 _MEMORY_BYTES = 6 * 2**30
 
 
@@ -113,7 +112,7 @@ def worker(url: str, folder: Path, **settings: object) -> Iterator[Process]:
     words = [sys.executable, "-P", "-m", "worker"]
     environment = _environment(url, folder, **settings) | learner_environment(1)
     namespace = str(settings.get("namespace", "everlens"))
-    with started("worker", words, folder, environment, niceness=_NICENESS) as process:
+    with started("worker", words, folder, environment, niceness=LEARNER_NICENESS) as process:
         until(process, lambda: learner_present(url, namespace))
         try:
             yield process

@@ -83,7 +83,7 @@ class _Call:
 
 
 class Batcher:
-    """Answers queries in batches of at most `batch_max` pictures."""
+    """Answers queries in batches of at most `batch_max` pictures, on so many threads of torch."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Batcher:
         *,
         batch_max: int,
         queued_max: int,
+        threads: int = 0,
     ) -> None:
         self.serving = serving
         self.names = names
@@ -104,7 +105,7 @@ class Batcher:
         self._decoding = 0
         self._forward_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._threads = torch.get_num_threads()
+        self._threads = threads or torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from fastapi import Request
 
 from everlens.bus.admission import Admission, AdmissionLimits
@@ -68,6 +69,8 @@ class Service:
     def __init__(self, settings: Settings, load: Callable[[], Backbone]) -> None:
         client, keys = connect_async(settings.redis_url), Keys(settings.namespace)
         self.settings = settings
+        # Asked before any thread asks for fewer: torch tells later threads what was said last.
+        self.threads = torch.get_num_threads()
         self.load = load
         self.client = client
         self.metrics = Metrics()
@@ -136,6 +139,7 @@ class Service:
             self.metrics,
             batch_max=self.settings.max_batch,
             queued_max=self.settings.max_queued_queries,
+            threads=self.threads,
         )
         await batcher.call(partial(warm_up, base, self.settings.max_batch))
         await self.decoding.wait_ready()

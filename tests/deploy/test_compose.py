@@ -15,7 +15,7 @@ from compose_spec import PyCompose
 
 from everlens.bus.acl import users
 from everlens.bus.durability import REQUIRED
-from everlens.launch.environment import learner_environment
+from everlens.launch.environment import LEARNER_NICENESS, learner_environment
 from everlens.settings import PREFIX, Settings
 from tests.deploy.compose import ROOT, load, variables
 
@@ -236,8 +236,8 @@ def test_the_worker_leaves_the_processor_to_answers(services: dict[str, Any]) ->
     """The learner runs on one thread at low priority, as `everlens up` starts it."""
     worker = services["worker"]
 
-    assert worker["command"][:3] == ["nice", "-n", "10"]
-    assert worker["cpu_shares"] == 110
+    assert worker["command"][:3] == ["nice", "-n", str(LEARNER_NICENESS)]
+    assert worker["cpu_shares"] == 56
     told = learner_environment(1)
     assert {name: worker["environment"][name] for name in told} == told
     assert worker["environment"]["OMP_NUM_THREADS"] == "1"

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from everlens.model.backbone import Backbone
-from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Snapshot, base_snapshot
 from service.batcher import Batcher, Query
 from service.metrics import Metrics
@@ -260,16 +259,3 @@ async def test_beyond_the_queue_is_busy(watch):
         watched.gate.set()
         assert len(await asyncio.gather(*waiting)) == 4
         await watched.ask(*pictures(1))
-
-
-async def test_the_model_keeps_its_threads_whoever_asks_for_fewer(watch) -> None:
-    """A thread that builds versions on one core leaves the model thread those it was given."""
-    torch.set_num_threads(2)
-    try:
-        builder = threading.Thread(target=use_threads_here, args=(1,))
-        builder.start()
-        builder.join()
-        async with watch() as watched:
-            assert await watched.batcher.call(torch.get_num_threads) == 2
-    finally:
-        torch.set_num_threads(1)
