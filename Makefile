@@ -19,13 +19,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 TOOLS := $(VENV)/tools
+DOCS = $(BIN)/mkdocs build --strict --quiet --config-file mkdocs-offline.yml
 PYTEST_ARGS ?=
 MINUTES ?= 20
 # The download of PyTorch shows its progress on a terminal, and fills no log.
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test chaos fuzz check format lock audit clean distclean
+.PHONY: help up env dev test chaos fuzz check docs format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,12 +47,16 @@ chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--o
 fuzz: $(DEV) ## ask a fresh everlens MINUTES=20 long what its description allows and forbids
 	@$(BIN)/python -m tests.fuzz $(MINUTES)
 
-check: $(DEV) ## run ruff, mypy and import-linter
+check: $(DEV) ## run ruff, mypy and import-linter, and build the pages
 	@echo "ruff check";           $(BIN)/ruff check --quiet .
 	@echo "ruff format --check";  $(BIN)/ruff format --check --quiet .
 	@echo "mypy --strict";        $(BIN)/mypy --no-error-summary
 	@echo "lint-imports";         $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log \
 		|| { cat $(VENV)/lint-imports.log; exit 1; }
+	@echo "mkdocs build --strict"; $(DOCS) --site-dir $(VENV)/docs
+
+docs: $(DEV) ## build the pages of docs/ into build/docs, strictly
+	@$(DOCS) && echo "open build/docs/index.html"
 
 format: $(DEV) ## let ruff format and mend what it can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .

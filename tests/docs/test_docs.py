@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from everlens.settings import settings_page
+from service.reference import api_page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -17,6 +18,20 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").g
 def test_settings_page_is_made_from_the_settings() -> None:
     """docs/settings.md names every setting with its default and meaning."""
     assert settings_page() == (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def test_api_page_is_made_from_what_serves() -> None:
+    """docs/api.md names every route, field, error and metric."""
+    assert api_page() == (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:
+    """No page is only found by who knows its name."""
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    navigation = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    first = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert pages == navigation
+    assert pages - {"index.md"} == set(re.findall(r"\(([\w-]+\.md)\)", first))
 
 
 def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
