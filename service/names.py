@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -27,12 +28,15 @@ class NameVectors:
             self._vectors.move_to_end(name)
         return vector
 
-    def compute(self, name: str) -> Tensor:
-        """Return the vector text_E of a name: one pass of the text tower for each template."""
-        vector = self._vectors[name] = self.backbone.name_embedding(name)
-        if len(self._vectors) > self.kept:
+    def compute(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the vectors text_E of new names, from one pass of the text tower."""
+        vectors_NE = self.backbone.name_embeddings(names)
+        # Rows of their own: a view would keep all of them for one that is still asked for.
+        found = {name: vectors_NE[row].clone() for row, name in enumerate(names)}
+        self._vectors |= found
+        while len(self._vectors) > self.kept:
             self._vectors.popitem(last=False)
-        return vector
+        return found
 
     def first_unfit(self, names: list[str]) -> int | None:
         """Return the index of the first name that the text tower would cut, or None."""

@@ -42,27 +42,28 @@ def measure(stage: Stage) -> Findings:
     if backbone.tokenize(["a"]).shape[1] == backbone.tokenize(list(_WORDS)).shape[1]:
         found.add("new names: cut texts", "not measured: this text tower does not cut")
         return found
-    apart = max(
-        float((backbone.name_embedding(word) - padded_embedding(backbone, word)).abs().max())
-        for word in _WORDS
-    )
+    padded_NE = torch.stack([padded_embedding(backbone, word) for word in _WORDS])
+    apart = float((backbone.name_embeddings(_WORDS) - padded_NE).abs().max())
     turn = itertools.cycle(_WORDS)
     seconds = interleaved(
         {
+            "together": lambda: seconds_of(lambda: backbone.name_embeddings(_WORDS)) / len(_WORDS),
             "cut": lambda: seconds_of(lambda: backbone.name_embedding(next(turn))),
             "padded": lambda: seconds_of(lambda: padded_embedding(backbone, next(turn))),
         },
         4 * stage.options.rounds,
     )
-    faster = ratio_of(seconds["padded"], seconds["cut"])
-    found.add("a new name", milliseconds(spread_of(seconds["cut"])))
+    faster = ratio_of(seconds["padded"], seconds["together"])
+    found.add("a new name", milliseconds(spread_of(seconds["together"])))
     found.add(
-        f"padded to {CONTEXT} tokens over cut",
+        f"padded to {CONTEXT} tokens over cut, {len(_WORDS)} names a query",
         faster,
         f">= {FASTER}",
         ok=faster.median >= FASTER,
         cut_texts_faster=faster.median,
     )
+    alone = ratio_of(seconds["padded"], seconds["cut"])
+    found.add("likewise, one name", alone, cut_text_alone_faster=alone.median)
     found.add(
         "greatest difference between the two vectors",
         f"{apart:.2g}",
@@ -76,7 +77,7 @@ def measure(stage: Stage) -> Findings:
 
 @torch.inference_mode()
 def padded_embedding(backbone: Backbone, name: str) -> Tensor:
-    """Return what `backbone.name_embedding` does, of tokens padded as open_clip hands them out."""
+    """Return what `Backbone.name_embedding` does, of tokens padded as open_clip hands them out."""
     tokens_TL = backbone.tokenize([template.format(name) for template in backbone.templates])
     padded_TL = functional.pad(tokens_TL, (0, CONTEXT - tokens_TL.shape[1]))
     embedding_TE = backbone.text_tower(padded_TL.to(backbone.device)).embedding_BE.float()

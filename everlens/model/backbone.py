@@ -94,17 +94,23 @@ class Backbone:
         std = torch.tensor(self.pixels.std, device=self.device).view(3, 1, 1)
         return (image_B3HW - mean) / std
 
-    @torch.inference_mode()
     def name_embedding(self, name: str) -> Tensor:
         """
         Return the unit vector text_E of a class name: the mean over the templates.
 
-        A name is encoded alone, so that its vector is a function of the name and not of the names
-        that happened to be asked for with it.
+        A name is encoded alone, so that its bits are a function of the name and not of the names
+        that happened to come with it: what is learnt rests on them.
         """
-        tokens_TL = self.tokenize([template.format(name) for template in self.templates])
-        embedding_TE = self.text_tower(tokens_TL.to(self.device)).embedding_BE.float()
-        return functional.normalize(functional.normalize(embedding_TE, dim=-1).mean(dim=0), dim=-1)
+        return self.name_embeddings([name])[0]
+
+    @torch.inference_mode()
+    def name_embeddings(self, names: Sequence[str]) -> Tensor:
+        """Return the unit vectors text_NE of names in one pass, cut to the longest of them."""
+        prompts = [template.format(name) for name in names for template in self.templates]
+        tokens_PL = self.tokenize(prompts).to(self.device)
+        embedding_PE = functional.normalize(self.text_tower(tokens_PL).embedding_BE.float(), dim=-1)
+        embedding_NTE = embedding_PE.view(len(names), len(self.templates), -1)
+        return functional.normalize(embedding_NTE.mean(dim=1), dim=-1)
 
     def name_fits(self, name: str) -> bool:
         """Whether the text tower reads the whole name: one more word would change its tokens."""

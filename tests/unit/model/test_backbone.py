@@ -133,6 +133,17 @@ def test_a_name_is_the_mean_of_its_prompts(small_model: Callable[[str], Backbone
 
 
 @pytest.mark.parametrize("kind", ["vit", "siglip", "starter"])
+def test_names_together_are_the_names_alone(
+    small_model: Callable[[str], Backbone], starter_model: Backbone, kind: str
+) -> None:
+    """Longer names beside a short one change its vector by rounding alone."""
+    backbone = starter_model if kind == "starter" else small_model(kind)
+    names = ["owl", "a very long name of a very small bird", "tit"]
+    alone_NE = torch.stack([backbone.name_embedding(name) for name in names])
+    torch.testing.assert_close(backbone.name_embeddings(names), alone_NE, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip", "starter"])
 def test_a_name_that_would_be_cut_does_not_fit(
     small_model: Callable[[str], Backbone], starter_model: Backbone, kind: str
 ) -> None:

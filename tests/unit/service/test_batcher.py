@@ -196,9 +196,9 @@ async def test_new_names_do_not_keep_others_waiting(watch, monkeypatch):
     """A request with many unseen names is computed in slices, and others are answered between."""
     compute = NameVectors.compute
 
-    def slowly(vectors: NameVectors, name: str):
-        time.sleep(0.02)
-        return compute(vectors, name)
+    def slowly(vectors: NameVectors, names: Sequence[str]):
+        time.sleep(0.02 * len(names))
+        return compute(vectors, names)
 
     monkeypatch.setattr(NameVectors, "compute", slowly)
     async with watch() as watched:
@@ -214,12 +214,12 @@ async def test_new_names_do_not_keep_others_waiting(watch, monkeypatch):
 
 async def test_names_are_computed_once(watch, monkeypatch):
     """A name's vector is computed at its first mention and kept."""
-    computed = []
+    computed: list[str] = []
     compute = NameVectors.compute
 
-    def noted(vectors: NameVectors, name: str):
-        computed.append(name)
-        return compute(vectors, name)
+    def noted(vectors: NameVectors, names: Sequence[str]):
+        computed.extend(names)
+        return compute(vectors, names)
 
     monkeypatch.setattr(NameVectors, "compute", noted)
     async with watch() as watched:
@@ -231,10 +231,9 @@ async def test_names_are_computed_once(watch, monkeypatch):
 async def test_forgotten_names_are_the_least_recent(tiny_clip: Backbone):
     """Beyond the limit the names not asked for longest are dropped."""
     names = NameVectors(tiny_clip, kept=2)
-    names.compute("a")
-    names.compute("b")
+    names.compute(["a", "b"])
     assert names.known("a") is not None
-    names.compute("c")
+    names.compute(["c"])
     assert names.known("b") is None
     assert names.known("a") is not None
 
