@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from everlens.settings import settings_page
 from service.reference import api_page
+from tests.docs.rooms import rooms_page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,37 +34,22 @@ def test_every_page_is_in_the_navigation_and_on_the_first_page() -> None:
     assert pages - {"index.md"} == set(re.findall(r"\(([\w-]+\.md)\)", first))
 
 
-def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    """Every folder and file of the README's tree exists, and every source file is in it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```text\n(.*?)```", readme, re.DOTALL)
-    assert block is not None
-    named: set[str] = set()
-    path: list[str] = []
-    for line in block[1].splitlines():
-        entry = re.match(r"( *)(\S+)", line)
-        if entry is None:
-            continue
-        depth = len(entry[1]) // 2
-        path[depth:] = [entry[2].rstrip("/")]
-        if not entry[2].endswith("/"):
-            named.add("/".join(path))
-        assert (ROOT / "/".join(path)).exists(), "/".join(path)
+def test_rooms_page_is_made_from_the_sources() -> None:
+    """docs/rooms.md shows every source file with what it says of itself."""
+    page = rooms_page()
+    assert page == (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8")
+    assert not re.findall(r"^\| `.*` \|  \|$", page, re.MULTILINE), "a file says nothing of itself"
 
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.lua"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    sources = {
-        name
-        for name in tracked
-        if name.split("/")[0] in {"everlens", "service", "worker", "bench"}
-        and not name.endswith("__init__.py")
-    }
-    assert sources == {name for name in named if name.endswith((".py", ".lua"))}
+
+def test_tree_in_the_readme_is_the_tree_on_disk() -> None:
+    """Every folder of the README's tree exists."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Rooms\n\n```text\n(.*?)```", readme, re.DOTALL)
+    assert block is not None
+    path: list[str] = []
+    for indent, name in re.findall(r"^( *)([\w/]+)/ ", block[1], re.MULTILINE):
+        path[len(indent) // 2 :] = [name]
+        assert (ROOT / "/".join(path)).is_dir(), path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
