@@ -22,6 +22,8 @@ class EntryKind(StrEnum):
     TUNE = "tune"  # likewise, and the adapter is tuned on what came since it was last
     ADAPTER = "adapter"  # the batch ends here and the adapter is published
     ACTIVATE = "activate"  # alone in its batch: go on from an earlier version
+    REJECT = "reject"  # a picture and a name that it is not of; in a batch like a sample
+    FORGET = "forget"  # only beside its like in a batch: unlearn a sample, or a class
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,29 @@ class Activation:
     version: int
     learned_through: int
     adapter: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A picture of which somebody says what it is not; `image` is like that of a sample."""
+
+    id: str
+    label: str  # the refused name
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """
+    The wish to unlearn one sample, or all of a class that come before it in the log.
+
+    Args:
+        seq: of the sample (or rejection); 0 where a class is meant.
+        label: of the class; empty where one sample is meant.
+    """
+
+    seq: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

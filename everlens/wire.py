@@ -1,8 +1,9 @@
 """
-Samples and activations ⇄ the bytes that lie in the log. ③
+Samples, rejections, activations and forgettings ⇄ the bytes that lie in the log. ③
 
 One payload is: two bytes format number, four bytes length of the header (big endian), the header
-as JSON, and the picture (of an activation, the adapter). No pickle; nothing here runs what it reads.
+as JSON, and the picture (of an activation the adapter, of a forgetting nothing). No pickle; nothing
+here runs what it reads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from everlens.records import (
     LABEL_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
     Activation,
+    Forgetting,
+    Rejection,
     Sample,
 )
 
@@ -34,6 +37,16 @@ def encode_activation(activation: Activation) -> bytes:
     """Return the payload of an activation."""
     header = {"version": activation.version, "learned_through": activation.learned_through}
     return _encode(header, activation.adapter)
+
+
+def encode_rejection(rejection: Rejection) -> bytes:
+    """Return the payload of a rejection; equal ones give equal bytes."""
+    return _encode({"id": rejection.id, "label": rejection.label}, rejection.image)
+
+
+def encode_forgetting(forgetting: Forgetting) -> bytes:
+    """Return the payload of a forgetting; equal ones give equal bytes."""
+    return _encode({"seq": forgetting.seq, "label": forgetting.label}, b"")
 
 
 def _encode(header: Mapping[str, object], rest: bytes) -> bytes:
@@ -67,6 +80,36 @@ def decode_activation(payload: bytes) -> Activation:
     """
     header, adapter = _decode(payload)
     return Activation(_count(header, "version"), _count(header, "learned_through"), adapter)
+
+
+def decode_rejection(payload: bytes) -> Rejection:
+    """
+    Return the rejection that `encode_rejection` wrote.
+
+    Raises:
+        WireError: anything else. The caller sends the entry to the dead letters.
+    """
+    header, image = _decode(payload)
+    return Rejection(
+        id=_string(header, "id", ID_CHARACTERS_MAX),
+        label=_string(header, "label", LABEL_CHARACTERS_MAX),
+        image=image,
+    )
+
+
+def decode_forgetting(payload: bytes) -> Forgetting:
+    """
+    Return the forgetting that `encode_forgetting` wrote.
+
+    Raises:
+        WireError: anything else. The caller sends the entry to the dead letters.
+    """
+    header, rest = _decode(payload)
+    seq = _count(header, "seq")
+    label = "" if seq else _string(header, "label", LABEL_CHARACTERS_MAX)
+    if rest or header.get("label") != label:
+        raise WireError("payload names neither one sample nor one class")
+    return Forgetting(seq, label)
 
 
 def _decode(payload: bytes) -> tuple[dict[str, object], bytes]:
