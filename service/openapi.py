@@ -10,7 +10,15 @@ from pydantic.json_schema import models_json_schema
 
 from service.auth import ANY, OPEN, ScopeTable
 from service.problems import KINDS, MEDIA_TYPE
-from service.schemas import EXAMPLE_IMAGE, ProblemOut, QueryFields, QueryIn, SampleFields, SampleIn
+from service.schemas import (
+    EXAMPLE_IMAGE,
+    HoldIn,
+    ProblemOut,
+    QueryFields,
+    QueryIn,
+    SampleFields,
+    SampleIn,
+)
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -153,6 +161,18 @@ CLASSIFY: dict[str, Any] = {
             "application/octet-stream": {"schema": _FILE},
             "application/json": _one_or_many(QueryIn, {"one": _QUERY, "many": [_QUERY]}),
             "multipart/form-data": _form(QueryFields),
+        },
+    },
+}
+
+HOLD: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": _schema(HoldIn),
+                "example": {"reason": "the labels of this morning are being checked"},
+            },
         },
     },
 }

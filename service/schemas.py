@@ -124,14 +124,45 @@ class ReceiptOut(_Strict):
     status: Literal["accepted"]
 
 
+class ForgettingOut(_Strict):
+    """What a forgetting did, and in plain words what that means."""
+
+    label: str | None = Field(description="The class; null where one sample was forgotten.")
+    samples: int = Field(ge=0, description="Labelled pictures that are unlearnt.")
+    rejections: int = Field(ge=0, description="Pictures that were said not to be of the class.")
+    exemplars: int = Field(ge=0, description="Of them, those that were kept for replay.")
+    held_out: int | None = Field(
+        None, ge=0, description="Samples of the other classes that both versions were asked about."
+    )
+    before: Share | None = Field(None, description="Accuracy on those with what is forgotten.")
+    after: Share | None = Field(None, description="Accuracy on those without.")
+    unlearnt: list[str] = Field(description="Where nothing of it is left.")
+    stays: list[str] = Field(description="Where something of it is, and how to be rid of that.")
+
+
 class SampleOut(_Strict):
-    """What became of a sample: accepted, learnt (by which version) or dead (why)."""
+    """What became of it: accepted, learnt (by which version), dead (why), or forgotten again."""
 
     id: str
     seq: int = Field(ge=1)
-    status: Literal["accepted", "learnt", "dead"]
-    version: int | None = Field(None, ge=1, description="The first that has learnt it.")
+    status: Literal["accepted", "learnt", "dead", "forgotten"]
+    version: int | None = Field(
+        None, ge=1, description="The first that has learnt it, or is without it again."
+    )
     reason: str | None = Field(None, description="Why it could not be learnt.")
+    report: ForgettingOut | None = Field(None, description="What a forgetting did.")
+
+
+class HoldIn(_Strict):
+    """Why learning is to wait."""
+
+    reason: Text | None = Field(None, description="For people; shown by GET /learning.")
+
+
+class HeldOut(_Strict):
+    """Whether somebody holds learning, and why."""
+
+    held: str | None
 
 
 class PinOut(_Strict):
@@ -243,7 +274,8 @@ class LearningOut(_Strict):
     learned_through: int = Field(ge=0)
     accepted_through: int = Field(ge=0)
     backlog: BacklogOut
-    paused: str | None = Field(description="Why learning is paused.")
+    paused: str | None = Field(description="Why the learner takes no samples: it has stopped.")
+    held: str | None = Field(description="Why somebody holds learning; samples are taken.")
     pinned: int | None = Field(description="The version that answers in place of the newest.")
     learner: dict[str, Any] = Field(description="The learner's own figures after its last batch.")
     refused_versions: list[RefusedVersionOut]

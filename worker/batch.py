@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from everlens.errors import WireError
 from everlens.pixels import decode_pixels
-from everlens.records import Activation, DeadLetter, Entry, EntryKind, clean_name
-from everlens.wire import decode_activation, decode_sample
+from everlens.records import (
+    Activation,
+    DeadLetter,
+    Entry,
+    EntryKind,
+    Forgetting,
+    Rejection,
+    Sample,
+    clean_name,
+)
+from everlens.wire import (
+    decode_activation,
+    decode_forgetting,
+    decode_rejection,
+    decode_sample,
+)
 from worker.learn.learner import LabelledPixels
+
+_PICTURES = (EntryKind.SAMPLE, EntryKind.REJECT)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one turn of the loop learns."""
+    """What one turn of the loop learns, or unlearns."""
 
     samples: list[LabelledPixels]
     dead: list[DeadLetter]
@@ -22,21 +38,29 @@ class Batch:
     tunes: bool  # whether its border asks for a round of tuning, full or not
     publishes_adapter: bool
     activation: Activation | None = None
+    forgettings: list[tuple[int, Forgetting]] = field(default_factory=list)  # with their seqs
 
 
 def cut(entries: Sequence[Entry], batch_size: int) -> list[Entry] | None:
     """
     Return the entries of the next batch, or None while its border is not in the log yet.
 
-    A border is a control entry, or `batch_size` samples: a function of the log alone and never of
-    the time, so that a restarted learner makes the same batches.
+    A border is a control entry, or `batch_size` pictures, or where pictures end and forgettings
+    begin or the other way round: a function of the log alone and never of the time, so that a
+    restarted learner makes the same batches.
     """
     for place, entry in enumerate(entries[:batch_size]):
         if entry.kind is EntryKind.ACTIVATE:
             return list(entries[: max(1, place)])  # alone, behind what came before it
-        if entry.kind is not EntryKind.SAMPLE:
+        if entry.kind not in {*_PICTURES, EntryKind.FORGET}:
             return list(entries[: place + 1])
+        if _forgets(entry) != _forgets(entries[0]):
+            return list(entries[:place])
     return list(entries[:batch_size]) if len(entries) >= batch_size else None
+
+
+def _forgets(entry: Entry) -> bool:
+    return entry.kind is EntryKind.FORGET
 
 
 def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], bool]) -> Batch:
@@ -48,30 +72,22 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         size: of the model's pictures.
         name_fits: whether the text tower reads the whole name.
     """
-    samples, dead = [], []
+    samples, dead, forgettings = [], [], []
     activation = None
     for entry in entries:
-        if entry.kind is EntryKind.ACTIVATE:
-            try:
-                activation = decode_activation(entry.payload)
-            except WireError as error:
-                dead.append(DeadLetter(entry.seq, "", str(error)))
-        if entry.kind is not EntryKind.SAMPLE:
-            continue
         sample_id = ""
         try:
-            sample = decode_sample(entry.payload)
-            sample_id = sample.id
-            label = clean_name(sample.label, field="label")
-            if not name_fits(label):
-                raise WireError("label is longer than the text tower reads")
-            pixels = decode_pixels(sample.image, size)
+            match entry.kind:
+                case EntryKind.ACTIVATE:
+                    activation = decode_activation(entry.payload)
+                case EntryKind.FORGET:
+                    forgettings.append((entry.seq, decode_forgetting(entry.payload)))
+                case EntryKind.SAMPLE | EntryKind.REJECT:
+                    sample = _decoded(entry)
+                    sample_id = sample.id
+                    samples.append(_pixels_of(entry, sample, size, name_fits))
         except (WireError, ValueError) as error:
             dead.append(DeadLetter(entry.seq, sample_id, str(error)))
-            continue
-        samples.append(
-            LabelledPixels(entry.seq, sample.id, label, sample.text, sample.image, pixels)
-        )
     return Batch(
         samples=samples,
         dead=dead,
@@ -79,4 +95,27 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         tunes=entries[-1].kind in {EntryKind.TUNE, EntryKind.ADAPTER},
         publishes_adapter=entries[-1].kind is EntryKind.ADAPTER,
         activation=activation,
+        forgettings=forgettings,
+    )
+
+
+def _decoded(entry: Entry) -> Sample | Rejection:
+    refused = entry.kind is EntryKind.REJECT
+    return decode_rejection(entry.payload) if refused else decode_sample(entry.payload)
+
+
+def _pixels_of(
+    entry: Entry, sample: Sample | Rejection, size: int, name_fits: Callable[[str], bool]
+) -> LabelledPixels:
+    label = clean_name(sample.label, field="label")
+    if not name_fits(label):
+        raise WireError("label is longer than the text tower reads")
+    return LabelledPixels(
+        seq=entry.seq,
+        id=sample.id,
+        label=label,
+        text=sample.text if isinstance(sample, Sample) else None,
+        image=sample.image,
+        pixels=decode_pixels(sample.image, size),
+        refused=isinstance(sample, Rejection),
     )

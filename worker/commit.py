@@ -30,13 +30,13 @@ from torch import Tensor
 from everlens.errors import DamagedState, StateError
 from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums
-from worker.learn.learner import Learner, LearnerConfig, LearntRow, Observation
+from worker.learn.learner import Forgotten, Learner, LearnerConfig, LearntRow, Observation
 from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
 from worker.learn.tuning import Draw, Round
 from worker.rows import Rows
 
-FORMAT = 4
+FORMAT = 5
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
@@ -44,9 +44,10 @@ SUMS_EVERY_BATCHES = 32
 _TABLES = (
     "classes",
     "samples",
-    "aside",
+    "forgotten",
     "given_up",
     "dead",
+    "reports",
     "exemplars",
     "waiting",
     "rounds",
@@ -61,16 +62,21 @@ CREATE TABLE IF NOT EXISTS classes (
     digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS samples (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, batch INTEGER NOT NULL,
-    class_index INTEGER NOT NULL, feature BLOB NOT NULL, digest BLOB NOT NULL);
+    class_index INTEGER NOT NULL, refused INTEGER NOT NULL, feature BLOB NOT NULL,
+    digest BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
-CREATE TABLE IF NOT EXISTS aside (
+CREATE INDEX IF NOT EXISTS samples_by_class ON samples (class_index);
+CREATE TABLE IF NOT EXISTS forgotten (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, class_index INTEGER NOT NULL,
-    activation INTEGER NOT NULL, digest BLOB NOT NULL);
+    version INTEGER NOT NULL, digest BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS forgotten_by_version ON forgotten (version);
 CREATE TABLE IF NOT EXISTS given_up (
     first INTEGER PRIMARY KEY, last INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS dead (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL,
     digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS reports (
+    seq INTEGER PRIMARY KEY, report TEXT NOT NULL, version INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS exemplars (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
@@ -157,7 +163,14 @@ class StateFile(Rows):
         self.insert(
             "samples",
             [
-                (row.seq, row.id, learner.batch, row.class_index, _bytes(row.feature_D))
+                (
+                    row.seq,
+                    row.id,
+                    learner.batch,
+                    row.class_index,
+                    int(row.refused),
+                    _bytes(row.feature_D),
+                )
                 for row in observation.rows
             ],
         )
@@ -179,37 +192,57 @@ class StateFile(Rows):
 
     def rows_after(self, seq: int) -> list[LearntRow]:
         """Return what the sums took from the samples after an entry, in order."""
-        rows = self.db.execute(
-            "SELECT seq, id, class_index, feature FROM samples WHERE seq > ? ORDER BY seq", (seq,)
-        )
-        return [LearntRow(seq, id_, c, _vector(feature)) for seq, id_, c, feature in rows]
+        return list(self._rows("seq > ?", seq))
 
-    def save_activation(
-        self,
-        learner: Learner,
-        rows: Sequence[LearntRow],
-        forgotten: Sequence[int],
-        progress: Progress,
-    ) -> None:
+    def row_of(self, seq: int) -> list[LearntRow]:
+        """Return what the sums took from one sample; nothing where they have none of it."""
+        return list(self._rows("seq = ?", seq))
+
+    def rows_of(self, class_index: int) -> Iterator[LearntRow]:
+        """Yield what the sums took from the samples of a class, in order."""
+        return self._rows("class_index = ?", class_index)
+
+    def _rows(self, which: str, number: int) -> Iterator[LearntRow]:
+        rows = self.db.execute(
+            f"SELECT seq, id, class_index, feature, refused FROM samples WHERE {which} "  # noqa: S608 - our own words
+            "ORDER BY seq",
+            (number,),
+        )
+        for seq, id_, class_index, feature, refused in rows:
+            yield LearntRow(seq, id_, class_index, _vector(feature), bool(refused))
+
+    def has_forgotten(self, seq: int) -> bool:
+        """Return whether a sample was learnt once and is unlearnt."""
+        found = self.db.execute("SELECT 1 FROM forgotten WHERE seq = ?", (seq,)).fetchone()
+        return found is not None
+
+    def save_forgotten(self, learner: Learner, forgotten: Forgotten, progress: Progress) -> None:
         """
-        Write what `Learner.go_back` changed.
+        Write what `Learner.forget` changed.
 
         Args:
             learner: as it is now.
-            rows: the samples that are set aside; the ledger keeps their names.
-            forgotten: those of them that were exemplars.
-            progress: with the activation's entry as its cursor.
+            forgotten: what left; the ledger keeps the names of the samples.
+            progress: with the version that is without them.
         """
-        self.delete("samples", [row.seq for row in rows])
-        self.insert("aside", [(row.seq, row.id, row.class_index, progress.cursor) for row in rows])
-        self.delete("exemplars", forgotten)
-        self.clear("waiting")
-        if learner.sums is not None and learner.factor is not None:
+        self.delete("samples", [seq for seq, _, _ in forgotten.rows])
+        self.insert("forgotten", [(*row, progress.version) for row in forgotten.rows])
+        self.delete("exemplars", forgotten.exemplars)
+        self.delete("waiting", [seq for seq, _, _ in forgotten.rows])
+        record_CK = learner.records.record_CK
+        self.replace("records", [(c, save({"x": record_CK[c].clone()})) for c in forgotten.whole])
+        if forgotten.refreshed:
+            assert learner.sums is not None
+            assert learner.factor is not None
             self.save_blob("sums", save(learner.sums.tensors()))
             self.save_blob("factor", save({"factor_DD": learner.factor}))
             progress.sums_batch = learner.batch
-        self.save_blob("tuner", save(learner.tuner.state()))
-        self.save_blob("accepted", save(learner.tuner.accepted))
+        if forgotten.whole:  # their losses are part of it
+            self.save_accepted(learner)
+
+    def save_reports(self, reports: Mapping[int, Mapping[str, Any]], version: int) -> None:
+        """Write what forgettings did, by their seqs."""
+        self.insert("reports", [(seq, json.dumps(r), version) for seq, r in reports.items()])
 
     def save_parts(self, parts: dict[str, bytes]) -> None:
         """Write published parts that a start cannot make again, since what they were made of moved on."""
@@ -333,6 +366,18 @@ class StateFile(Rows):
         )
         return [DeadLetter(*row) for row in rows]
 
+    def forgotten(self, version: int) -> list[int]:
+        """Return the seqs of the samples that a version was the first to be without."""
+        rows = self.db.execute(
+            "SELECT seq FROM forgotten WHERE version = ? ORDER BY seq", (version,)
+        )
+        return [seq for (seq,) in rows]
+
+    def reports(self, version: int) -> dict[int, str]:
+        """Return what the forgettings of a version did, as JSON by their seqs."""
+        rows = self.db.execute("SELECT seq, report FROM reports WHERE version = ?", (version,))
+        return dict(rows)
+
     def blob(self, name: str) -> bytes | None:
         """Return a named blob."""
         row = self.db.execute("SELECT content FROM blobs WHERE name = ?", (name,)).fetchone()
@@ -391,13 +436,17 @@ class StateFile(Rows):
         saved, factor = self.blob("sums"), self.blob("factor")
         sums = EvidenceSums.of(_tensors(saved, "sums")) if saved is not None else None
         rows = self.db.execute(
-            "SELECT batch, class_index, feature FROM samples WHERE batch > ? ORDER BY seq",
+            "SELECT batch, class_index, feature, refused FROM samples WHERE batch > ? ORDER BY seq",
             (saved_batch,),
         )
-        for group in _by_batch(rows):
-            feature_BD = torch.stack([_vector(feature) for _, feature in group])
-            sums = sums or EvidenceSums(feature_BD.shape[1])
-            sums.add(feature_BD, [class_index for class_index, _ in group])
+        for labelled, refused in _by_batch(rows):
+            if labelled:
+                feature_BD = torch.stack([_vector(feature) for _, feature in labelled])
+                sums = sums or EvidenceSums(feature_BD.shape[1])
+                sums.add(feature_BD, [class_index for class_index, _ in labelled])
+            for class_index, feature in refused:
+                assert sums is not None  # a name without a sample is not refused
+                sums.refuse(_vector(feature)[None], [class_index])
         learner.sums = sums
         if factor is not None:
             learner.factor = _tensors(factor, "factor")["factor_DD"]
@@ -455,10 +504,19 @@ def _round(batch: int, plan: str, trunks: bytes) -> Round:
     )
 
 
-def _by_batch(rows: Iterable[tuple[int, int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
-    """Group rows by batch: sums must be added in the steps in which they were first added."""
+def _by_batch(
+    rows: Iterable[tuple[int, int, bytes, int]],
+) -> Iterator[tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]]:
+    """
+    Yield the labelled and the refused rows of each batch.
+
+    Sums must be added in the steps in which they were first added.
+    """
     for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-        yield [(class_index, feature) for _, class_index, feature in group]
+        some: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]] = ([], [])
+        for _, class_index, feature, refused in group:
+            some[refused].append((class_index, feature))
+        yield some
 
 
 def _bytes(vector: Tensor) -> bytes:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
@@ -28,12 +29,14 @@ from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.records import Activation, DeadLetter, EntryKind
 from worker.batch import Batch, cut, parse
 from worker.commit import Progress, StateFile
+from worker.forgetting import Named
 from worker.generations import Generations
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
 from worker.learn.tuning import Round
 from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, failure_aside, sorted_out
 from worker.publication import (
     adapter_parts,
+    adapter_parts_without,
     evidence_parts,
     go_back,
     is_adapters,
@@ -47,6 +50,7 @@ log = logging.getLogger("everlens.worker")
 
 _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
+_HELD_S = 0.2  # likewise, while somebody holds learning
 _TUNING_MS = 50  # likewise, while rounds of tuning may end
 
 # The closed form of an adapter sees each exemplar once more. It is made when there was a round of
@@ -121,6 +125,9 @@ class Loop:
                     continue
                 self._keep_up()
                 self._commit_taken()
+                if self.stream.held:
+                    time.sleep(_HELD_S)
+                    continue
                 if self.progress.adapter_due and not self._publish_adapter():
                     continue
                 batch = self._next_batch() if self.rounds.owed < OWED_MAX else None
@@ -142,7 +149,10 @@ class Loop:
                 if not self._activate(batch, batch.activation):
                     continue
             else:
-                self._observe(batch)
+                if not batch.forgettings:
+                    self._observe(batch)
+                elif not self._forget(batch):
+                    continue
                 self._publish_soon()
                 self._draw()
             self.attempts.done()
@@ -270,7 +280,13 @@ class Loop:
         else:
             missing = self.publisher.missing(sorted(set(manifest.parts.values())))
             self.publisher.store({digest: contents[digest] for digest in missing})
-            self.publisher.publish(manifest, self.state.dead_letters(manifest.version))
+            version = manifest.version
+            # Of no other sample the id is remembered, by which somebody could ask.
+            oldest = self.progress.cursor - self.pace.id_window
+            forgotten = [seq for seq in self.state.forgotten(version) if seq > oldest]
+            self.stream.tell_forgotten(forgotten, version)
+            self.stream.tell_reports(self.state.reports(version))
+            self.publisher.publish(manifest, self.state.dead_letters(version))
             self.publisher.collect(manifest.version)
         self.stream.trim(self.progress.cursor, self.generations.kept, self.pace.id_window)
         self.unpublished = None
@@ -318,15 +334,20 @@ class Loop:
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
         progress = self.progress
-        progress.waiting += len(batch.samples)
-        progress.tunes = batch.tunes or progress.waiting >= self.pace.batch_size
-        progress.adapter_due = batch.publishes_adapter
+        progress.waiting += sum(not sample.refused for sample in batch.samples)
+        self._ask_for(batch)
         with self.state.transaction():
             self.state.save_observation(self.learner, observation, progress)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_dead([*batch.dead, *observation.unfit], manifest.version)
             self.state.save_progress(self.learner, progress)
         self._exchange(manifest, parts)
+
+    def _ask_for(self, batch: Batch) -> None:
+        """Note what the border of a batch asks for."""
+        progress = self.progress
+        progress.tunes = batch.tunes or progress.waiting >= self.pace.batch_size
+        progress.adapter_due = batch.publishes_adapter
 
     def _draw(self) -> None:
         """Draw the round of tuning that the last batch asks for, behind its publication."""
@@ -433,11 +454,57 @@ class Loop:
         progress.tunes = False
         progress.adapter_batch = self.learner.batch
         with self.state.transaction():
-            self.state.save_activation(self.learner, rows, forgotten, progress)
+            self.state.save_forgotten(self.learner, forgotten, progress)
+            self.state.save_round(None)
+            self.state.save_accepted(self.learner)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_progress(self.learner, progress)
         self._exchange(manifest, parts)
         return True
+
+    def _forget(self, batch: Batch) -> bool:
+        """
+        Unlearn what a batch of forgettings names; return False when told to stop before.
+
+        Rounds that were drawn before are taken first: behind the version that is without a sample,
+        no step sees it.
+        """
+        if not (self._settle() and self._publish_before_next()):
+            return False
+        progress = self.progress
+        named = Named(self.state, self.learner.class_index, batch.forgettings)
+        forgotten = self.learner.forget(named.rows(), named.classes)
+        parts = evidence_parts(self.learner, forgotten)
+        saved = self.state.saved_parts(n for n in progress.parts if is_adapters(n))
+        parts |= adapter_parts_without(saved, forgotten.touched)
+        manifest = next_manifest(self.learner, progress, parts, cursor=batch.last_seq)
+        about_classes = self._without_classes(manifest, parts) if named.classes else {}
+        self._advance(manifest)
+        self._ask_for(batch)
+        log.info("%d samples are forgotten", len(forgotten.rows))
+        with self.state.transaction():
+            self.state.save_forgotten(self.learner, forgotten, progress)
+            self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
+            self.state.save_dead([*batch.dead, *named.dead], manifest.version)
+            self.state.save_reports(
+                named.reports(forgotten, about_classes, adapter="adapter" in manifest.parts),
+                manifest.version,
+            )
+            self.state.save_progress(self.learner, progress)
+        self._exchange(manifest, parts)
+        return True
+
+    def _without_classes(self, manifest: Manifest, parts: dict[str, bytes]) -> dict[str, Any]:
+        """Return how well the other classes are told apart, before and after some are unlearnt."""
+        candidate = build_snapshot(
+            self.backbone,
+            manifest,
+            {digest_of(part): part for part in parts.values()},
+            self.snapshot,
+        )
+        held_out, accuracy = self.learner.held_out_accuracy([self.snapshot, candidate])
+        before, after = (round(share, 4) for share in accuracy) if held_out else (None, None)
+        return {"held_out": held_out, "before": before, "after": after}
 
     def _owe_again(self) -> None:
         """Take the rounds that a death came before; leave one out where it is its reason."""

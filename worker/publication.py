@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from everlens.artifact import Manifest, digest_of
@@ -25,28 +27,28 @@ from everlens.model.parts import (
 from everlens.model.snapshot import Snapshot
 from everlens.records import Activation
 from worker.commit import Progress
-from worker.learn.learner import Learner, LearntRow, Observation
+from worker.learn.learner import Forgotten, Learner, LearntRow, Observation
 
 
-def evidence_parts(learner: Learner, observation: Observation | None) -> dict[str, bytes]:
+def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> dict[str, bytes]:
     """
-    Return the parts of the evidence that a batch changed, by name; None makes every part.
+    Return the parts of the evidence that a change touched, by name; None makes every part.
 
     The name of a class is for ever: `classes/N` changes with a new one alone.
     """
     parts = {"fusion": encode_fusion(learner.fusing.fusion())}
     if learner.sums is None or learner.factor is None:
         return parts
-    if observation is None or observation.refreshed:
+    if change is None or change.refreshed:
         parts["evidence/factor"] = encode_factor(learner.factor)
     classes, weight_C = len(learner.class_names), learner.class_weights()
-    learnt = range(classes) if observation is None else [r.class_index for r in observation.rows]
-    first_new = 0 if observation is None else classes - len(observation.new_classes)
-    for number, span in _chunks_with(learnt, classes, EVIDENCE_CHUNK):
+    touched = range(classes) if change is None else change.touched
+    first_new = 0 if change is None else classes - len(change.new_classes)
+    for number, span in _chunks_with(touched, classes, EVIDENCE_CHUNK):
         parts[f"evidence/{number}"] = encode_evidence(
             learner.sums.mean_CD(span), learner.sums.count_C[span]
         )
-    for number, span in _chunks_with(learnt, classes, CHUNK):
+    for number, span in _chunks_with(touched, classes, CHUNK):
         parts[f"record/{number}"] = encode_record(learner.class_record(span, weight_C))
         if span.stop > first_new:
             parts[f"classes/{number}"] = encode_classes(
@@ -87,9 +89,35 @@ def is_made_once(name: str) -> bool:
     return is_adapters(name) or name.startswith("record/")
 
 
-def go_back(learner: Learner, activation: Activation, rows: Sequence[LearntRow]) -> list[int]:
+def adapter_parts_without(saved: Mapping[str, bytes], classes: Iterable[int]) -> dict[str, bytes]:
     """
-    Let the learner go on from an earlier version; return the exemplars that left the buffer.
+    Return the parts of an adapter's closed form that know some of these classes, without them.
+
+    Its means are of exemplars, and what is unlearnt may be one of them. Evidence alone answers for
+    those classes until the adapter is published next.
+
+    Args:
+        saved: the parts as they are published.
+        classes: the classes.
+    """
+    parts = {}
+    for number, span in _chunks_with(classes, sys.maxsize, CHUNK):
+        name = f"adapter/{number}"
+        if name in saved:
+            tensors = load(saved[name])
+            known = [c - span.start for c in classes if span.start <= c < span.stop]
+            known = [place for place in known if place < len(tensors["count_C"])]
+            tensors["mean_CD"][known] = 0
+            tensors["count_C"][known] = 0
+            parts[name] = encode_evidence(
+                tensors["mean_CD"], tensors["count_C"], tensors.get("text_CE")
+            )
+    return parts
+
+
+def go_back(learner: Learner, activation: Activation, rows: Sequence[LearntRow]) -> Forgotten:
+    """
+    Let the learner go on from an earlier version; return what it forgot.
 
     Raises:
         PartError, ValueError: its adapter is not one of this learner's; nothing was changed.

@@ -24,7 +24,7 @@ _BOTH = ("client|setinfo", "evalsha", "ping", "script|load", "select")
 # The service follows and admits: it changes no version, trims and deletes nothing.
 _SERVICE = (
     "exec", "getrange", "hget", "hgetall", "hincrby", "hmget", "hset", "multi", "sadd", "scard",
-    "sismember", "strlen", "subscribe", "unsubscribe", "xadd", "zrangebyscore",
+    "sismember", "srem", "strlen", "subscribe", "unsubscribe", "xadd", "zrangebyscore",
 )  # fmt: skip
 
 # The learner reads the log, publishes, trims, and looks at the server's settings.

@@ -46,7 +46,7 @@ class Admittable:
         label: the class that it names, empty for none.
         tenant: whose share of the backlog it takes; empty for nobody's.
         may_be_new: whether `label` may be a class that was never accepted before.
-        kind: what it asks of the learner.
+        kind: what it asks of the learner; by `FORGET` the class `label` is no longer known.
     """
 
     id: str
@@ -75,6 +75,7 @@ class Backlog:
     done: int
     bytes: int
     paused: str
+    held: str
 
     @property
     def entries(self) -> int:
@@ -83,11 +84,17 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class SampleState:
-    """What became of a sample: waiting (both None), learnt by a version, or dead."""
+    """
+    What became of an entry: waiting (all None), learnt by a version, dead, or forgotten by one.
+
+    `report` is what a forgetting did, once it is learnt.
+    """
 
     seq: int
     version: int | None = None
     dead_reason: str | None = None
+    forgotten_by: int | None = None
+    report: dict[str, Any] | None = None
 
 
 class Admission:
@@ -101,6 +108,7 @@ class Admission:
         self.limits = limits
         self.witness = witness
         self._admit = client.register_script(script("admit"))
+        self._hold = client.register_script(script("hold"))
         self._epoch = ""
 
     async def admit(self, samples: Sequence[Admittable]) -> list[Receipt]:
@@ -217,9 +225,28 @@ class Admission:
     async def backlog(self) -> Backlog:
         """Return how much waits."""
         with reaching_the_log():
-            fields = await self.client.hmget(self.keys.meta, ["seq", "done", "bytes", "paused"])
-        seq, done, size, paused = (text(field or b"") for field in fields)
-        return Backlog(seq=int(seq or 0), done=int(done or 0), bytes=int(size or 0), paused=paused)
+            fields = await self.client.hmget(
+                self.keys.meta, ["seq", "done", "bytes", "paused", "held"]
+            )
+        seq, done, size, paused, held = (text(field or b"") for field in fields)
+        return Backlog(int(seq or 0), int(done or 0), int(size or 0), paused, held)
+
+    async def hold(self, reason: str) -> None:
+        """
+        Let the learner take nothing up, whoever it is; an empty reason lets it go on.
+
+        Raises:
+            LogUnavailable, OtherLog: it is not done, or that is unknown.
+        """
+        if not self._epoch:
+            self._epoch = await self._read_epoch()
+        with reaching_the_log():
+            raise_for(await self._hold(keys=[self.keys.meta], args=[self._epoch, reason]))
+
+    async def has_class(self, label: str) -> bool:
+        """Return whether a class of this name was accepted, learnt or not, and not forgotten since."""
+        with reaching_the_log():
+            return bool(await self.client.sismember(self.keys.labels, label))
 
     async def learner(self) -> dict[str, Any]:
         """Return the learner's own report (see `worker.loop`), empty before the first batch."""
@@ -239,7 +266,13 @@ class Admission:
             async with self.client.pipeline(transaction=True) as pipe:
                 pipe.hget(self.keys.dead, str(seq))
                 pipe.zrangebyscore(self.keys.learned, seq, "+inf", start=0, num=1)
-                reason, versions = await pipe.execute()
-        if reason is not None:
-            return SampleState(seq, dead_reason=text(reason))
-        return SampleState(seq, version=int(versions[0]) if versions else None)
+                pipe.hget(self.keys.forgotten, str(seq))
+                pipe.hget(self.keys.reports, str(seq))
+                reason, versions, forgotten, report = await pipe.execute()
+        return SampleState(
+            seq,
+            version=int(versions[0]) if versions else None,
+            dead_reason=None if reason is None else text(reason),
+            forgotten_by=None if forgotten is None else int(forgotten),
+            report=None if report is None else json.loads(report),
+        )

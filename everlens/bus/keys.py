@@ -3,7 +3,8 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 
 | key        | type   | holds                                                     | lives            |
 |------------|--------|-----------------------------------------------------------|------------------|
-| meta       | hash   | epoch, seq, admitted, done, kept, bytes, fence, paused, pin | for ever       |
+| meta       | hash   | epoch, seq, admitted, done, kept, bytes, fence, paused,     | for ever       |
+|            |        | pin, held                                                 |                |
 | log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
 | ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
 | id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |
@@ -17,6 +18,8 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 | lineage    | hash   | version → one line about it                               | the last 10,000  |
 | learned    | zset   | version by the last seq that it has learnt                | the last 10,000  |
 | dead       | hash   | seq → why that sample was not learnt                      | `id_window`      |
+| forgotten  | hash   | seq → the first version that is without that sample       | `id_window`    |
+| reports    | hash   | seq of a forgetting → what it did, as JSON                | `id_window`    |
 | learner    | hash   | the learner's own report, for people                      | overwritten      |
 """
 
@@ -81,6 +84,14 @@ class Keys:
     @property
     def dead(self) -> str:
         return self._key("dead")
+
+    @property
+    def forgotten(self) -> str:
+        return self._key("forgotten")
+
+    @property
+    def reports(self) -> str:
+        return self._key("reports")
 
     @property
     def learner(self) -> str:

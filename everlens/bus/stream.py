@@ -7,9 +7,10 @@ group: there is one reader, and the order of the entries is part of the result.
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from everlens.records import Entry, EntryKind
 # Longer than a batch takes, so that a working learner does not lose it; a learner that is
 # restarted over the same state need not wait for it.
 LEASE_MS = 30_000
+
+# Of a hash that are written at once.
+_FIELDS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Stream:
         self.keys = keys
         self.epoch = ""
         self.fence = 0
+        self.held = ""  # why somebody holds learning, as of the last `hold`; empty if nobody does
         self._control = client.register_script(script("control"))
         self._lease = client.register_script(script("lease"))
         self._pause = client.register_script(script("pause"))
@@ -138,7 +143,7 @@ class Stream:
         fence = int(answer[1])
         if self.fence and fence != self.fence:
             raise Fenced("another learner held the log in between; this one stops")
-        self.epoch, self.fence = epoch, fence
+        self.epoch, self.fence, self.held = epoch, fence, text(answer[2])
         return True
 
     def read(self, cursor: int, count: int) -> list[Entry]:
@@ -205,18 +210,37 @@ class Stream:
         keys = self.keys
         with reaching_the_log():
             answer = self._trim(
-                keys=[keys.meta, keys.log, keys.ids, keys.id_order, keys.dead, keys.waiting],
+                keys=[
+                    keys.meta,
+                    keys.log,
+                    keys.ids,
+                    keys.id_order,
+                    keys.dead,
+                    keys.waiting,
+                    keys.forgotten,
+                    keys.reports,
+                ],
                 args=[self.epoch, self.fence, done, kept, id_window],
             )
         raise_for(answer)
 
     def report(self, fields: Mapping[str, object]) -> None:
         """Leave the learner's own figures where the service can show them to people."""
-        with reaching_the_log():
-            self._report(
-                keys=[self.keys.learner],
-                args=[word for name, value in fields.items() for word in (name, json.dumps(value))],
-            )
+        self._tell(self.keys.learner, {n: json.dumps(value) for n, value in fields.items()})
+
+    def tell_forgotten(self, seqs: Iterable[int], version: int) -> None:
+        """Say of samples that a version is the first without them; ahead of its publication."""
+        self._tell(self.keys.forgotten, {str(seq): str(version) for seq in seqs})
+
+    def tell_reports(self, reports: Mapping[int, str]) -> None:
+        """Say what forgettings did, as JSON by their seqs."""
+        self._tell(self.keys.reports, {str(seq): report for seq, report in reports.items()})
+
+    def _tell(self, key: str, fields: Mapping[str, str]) -> None:
+        left = iter(fields.items())
+        while some := list(itertools.islice(left, _FIELDS_AT_ONCE)):
+            with reaching_the_log():
+                self._report(keys=[key], args=[word for field in some for word in field])
 
     def pause(self, reason: str, holder: str) -> bool:
         """

@@ -137,6 +137,7 @@ async def get_learning(request: Request) -> Response:
         "accepted_through": backlog.seq,
         "backlog": {"entries": backlog.entries, "bytes": backlog.bytes},
         "paused": backlog.paused or None,
+        "held": backlog.held or None,
         "pinned": await service.follower.pinned(),
         "learner": await service.log.learner(),
         "refused_versions": [asdict(refused) for refused in model.swaps.refused.values()],

@@ -11,6 +11,7 @@ from everlens.records import Receipt, as_written
 from service import openapi
 from service.auth import caller_of
 from service.context import service_of
+from service.forgetting import in_words
 from service.problems import Problem
 from service.rendering import answer
 from service.schemas import NAME_LENGTH_MAX, ReceiptOut, SampleOut
@@ -58,7 +59,11 @@ async def get_sample(
     request: Request,
     sample_id: Annotated[str, Path(max_length=NAME_LENGTH_MAX, examples=["first"])],
 ) -> Response:
-    """Accepted, then learnt by a version, or dead with its reason."""
+    """
+    Accepted, then learnt by a version, or dead with its reason; forgotten by a later version.
+
+    Of a forgetting it has a report: what is unlearnt, and what is not.
+    """
     log = service_of(request).log
     sample_id = as_written(sample_id)
     seq = await log.seq_of(sample_id)
@@ -68,6 +73,10 @@ async def get_sample(
     about: dict[str, object] = {"id": sample_id, "seq": seq, "status": "accepted"}
     if state.dead_reason is not None:
         about |= {"status": "dead", "reason": state.dead_reason}
+    elif state.forgotten_by is not None:
+        about |= {"status": "forgotten", "version": state.forgotten_by}
     elif state.version is not None:
         about |= {"status": "learnt", "version": state.version}
+        if state.report is not None:
+            about["report"] = in_words(state.report)
     return answer(about)

@@ -31,6 +31,15 @@ def mean(features: Array, classes: Sequence[int], of: int) -> Array:
     return total / len(own)
 
 
+def led_away(own: Sequence[Array], refused: Sequence[Array], share: float = 0.25) -> Array:
+    """Return the mean of a class's unit features less a share of each refused one."""
+    labels = len(own)
+    centre: Array = sum((unit(feature) for feature in own), np.zeros(len(own[0]))) / labels
+    for feature in refused:
+        centre = centre - share * unit(feature) / (labels + len(refused))
+    return centre
+
+
 def score(feature: Array, centre: Array, inverse: Array) -> float:
     """Return the cosine of a picture and a class in the metric: xᵀMμ / √(xᵀMx · μᵀMμ)."""
     x = unit(feature)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everlens.pixels import decode_pixels, encode_pixels
-from everlens.records import DeadLetter, Entry, EntryKind, Sample
-from everlens.wire import encode_sample
+from everlens.records import DeadLetter, Entry, EntryKind, Forgetting, Rejection, Sample
+from everlens.wire import encode_forgetting, encode_rejection, encode_sample
 from tests.pictures import crops
 from worker.batch import cut, parse
 
@@ -58,22 +58,31 @@ def test_a_batch_ends_at_a_control_entry_or_when_it_is_full(
     kinds: list[EntryKind], batch_size: int
 ) -> None:
     """
-    No entry is lost or moved; a border is the first control entry, or so many samples.
+    No entry is lost or moved; a border is the first control entry, or so many pictures.
 
-    An activation is alone in its batch, so that a border stands before it as well.
+    An activation is alone in its batch, so that a border stands before it as well; another one is
+    where pictures end and forgettings begin, or the other way round.
     """
+    pictures, forgettings = {EntryKind.SAMPLE, EntryKind.REJECT}, {EntryKind.FORGET}
     log = log_of(kinds)
     batches = all_batches(log, batch_size)
     assert [entry for batch in batches for entry in batch] == log[: sum(map(len, batches))]
     for batch, following in zip(batches, [*batches[1:], []], strict=False):
-        assert all(entry.kind is EntryKind.SAMPLE for entry in batch[:-1])
-        full = len(batch) == batch_size or batch[-1].kind is not EntryKind.SAMPLE
-        assert full or next(iter(following)).kind is EntryKind.ACTIVATE
+        before = {entry.kind for entry in batch[:-1]}
+        assert before <= pictures or before <= forgettings
+        last = batch[-1].kind
+        if last in pictures | forgettings and before:
+            assert (last in pictures) == (before <= pictures)
+        full = len(batch) == batch_size or last not in pictures | forgettings
+        following_kind = next(iter(following)).kind if following else None
+        turns = following_kind is not None and (last in pictures) != (following_kind in pictures)
+        assert full or following_kind is EntryKind.ACTIVATE or turns or not following
         assert len(batch) <= batch_size
-        assert len(batch) == 1 or batch[-1].kind is not EntryKind.ACTIVATE
+        assert len(batch) == 1 or last is not EntryKind.ACTIVATE
     rest = log[sum(map(len, batches)) :]
     assert len(rest) < batch_size
-    assert all(entry.kind is EntryKind.SAMPLE for entry in rest)
+    of_rest = {entry.kind for entry in rest}
+    assert of_rest <= pictures or of_rest <= forgettings
 
 
 def test_nothing_to_cut() -> None:
@@ -124,6 +133,30 @@ def test_a_control_entry_is_no_sample(kind: EntryKind, publishes: bool) -> None:
     batch = parse(whole, size=SIZE, name_fits=bool)
     assert [s.id for s in batch.samples] == ["one"]
     assert (batch.dead, batch.last_seq, batch.publishes_adapter) == ([], 12, publishes)
+
+
+def test_a_rejection_is_a_picture_with_a_refused_name() -> None:
+    """It comes among the samples of its batch, in order, and says what it is."""
+    refusal = encode_rejection(Rejection("no", "cat", encode_pixels(crops("cat", 1, SIZE)[0])))
+    whole = [*entries(sample("one")), Entry(12, EntryKind.REJECT, refusal)]
+    whole.append(Entry(13, EntryKind.REJECT, sample("bad", image=b"")))
+    batch = parse(whole, size=SIZE, name_fits=bool)
+    assert [(s.id, s.label, s.refused) for s in batch.samples] == [
+        ("one", "cat", False),
+        ("no", "cat", True),
+    ]
+    assert [(letter.seq, letter.id) for letter in batch.dead] == [(13, "bad")]
+
+
+def test_forgettings_are_read_with_their_numbers() -> None:
+    """One that cannot be read is a dead letter."""
+    wishes = [Forgetting(seq=3), Forgetting(label="cat")]
+    payloads = [*map(encode_forgetting, wishes), b"what?"]
+    whole = [Entry(seq, EntryKind.FORGET, p) for seq, p in enumerate(payloads, start=11)]
+    batch = parse([*whole, Entry(14, EntryKind.CUT, b"")], size=SIZE, name_fits=bool)
+    assert batch.forgettings == [(11, wishes[0]), (12, wishes[1])]
+    assert [letter.seq for letter in batch.dead] == [13]
+    assert (batch.samples, batch.last_seq) == ([], 14)
 
 
 def test_a_batch_may_be_all_dead() -> None:

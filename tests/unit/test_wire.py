@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from everlens.errors import WireError
 from everlens.pixels import encode_pixels
-from everlens.records import Sample
-from everlens.wire import decode_sample, encode_sample
+from everlens.records import Forgetting, Rejection, Sample
+from everlens.wire import (
+    decode_forgetting,
+    decode_rejection,
+    decode_sample,
+    encode_forgetting,
+    encode_rejection,
+    encode_sample,
+)
 from tests.pictures import squashed
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=200)
@@ -118,3 +125,46 @@ def test_whatever_decodes_can_be_written_again(field: str) -> None:
     """A string that no encoding can hold is refused here, before it reaches state or tokenizer."""
     with pytest.raises(WireError, match=field):
         decode_sample(payload({**GOOD, field: "\ud800"}))
+
+
+@given(rejection=st.builds(Rejection, id=names, label=names, image=st.binary(max_size=300)))
+def test_a_rejection_comes_back(rejection: Rejection) -> None:
+    """Decoding what was encoded gives the rejection."""
+    assert decode_rejection(encode_rejection(rejection)) == rejection
+
+
+@given(seq=st.integers(1, 2**53), label=names)
+def test_a_forgetting_comes_back(seq: int, label: str) -> None:
+    """It names one sample or one class, and comes back as it was."""
+    for forgetting in (Forgetting(seq=seq), Forgetting(label=label)):
+        assert decode_forgetting(encode_forgetting(forgetting)) == forgetting
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (payload({"seq": 3, "label": "cat"}, b""), "neither"),
+        (payload({"seq": 3, "label": ""}), "neither"),
+        (payload({"seq": 3}, b""), "neither"),
+        (payload({"seq": 0, "label": ""}, b""), "'label'"),
+        (payload({"seq": -1, "label": ""}, b""), "'seq'"),
+        (payload({"seq": True, "label": ""}, b""), "'seq'"),
+        (payload({"label": "cat"}, b""), "'seq'"),
+        (b"", "0 bytes"),
+    ],
+)
+def test_forgetting_that_names_nothing_or_too_much_is_refused(content: bytes, reason: str) -> None:
+    """Which sample, or which class, must be beyond doubt."""
+    with pytest.raises(WireError, match=reason):
+        decode_forgetting(content)
+
+
+@given(content=st.binary(max_size=200), header=json_values)
+def test_no_bytes_of_the_others_raise_anything_else(content: bytes, header: object) -> None:
+    """Any bytes are a rejection or a forgetting, or a WireError."""
+    for decode in (decode_rejection, decode_forgetting):
+        for whole in (content, payload(header)):
+            try:
+                decode(whole)
+            except WireError:
+                continue

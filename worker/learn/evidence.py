@@ -2,9 +2,11 @@
 Evidence: sums over unit features, from which the classifier follows in closed form. ⑤
 
 Sums commute: the result does not depend on order, two learners merge by addition, and a sample is
-forgotten by subtraction.
+forgotten by subtraction. So are refused names: a class is led away from the pictures that somebody
+said are not of it.
 
-Shape suffixes: B samples, C classes, D features before the projection.
+Shape suffixes: B samples, C classes, R classes with a refused picture, D features before the
+projection.
 """
 
 from __future__ import annotations
@@ -23,6 +25,17 @@ from worker.learn.room import lengthened
 # less the worst stream loses two points, and the factorisation is safe at any rank.
 RIDGE = 0.5
 
+# What a refused picture counts against a class, where a labelled one counts 1 for it.
+REFUSAL = 0.25
+
+
+@dataclass(slots=True)
+class Refused:
+    """The pictures that are not of one class: Σ x and how many."""
+
+    sum_D: Tensor
+    count: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -34,12 +47,17 @@ class Head:
 
 
 class EvidenceSums:
-    """gram = Σ x xᵀ, and Σ x and n for each class, in float64; x = feature / ‖feature‖."""
+    """
+    gram = Σ x xᵀ, and Σ x and n for each class, in float64; x = feature / ‖feature‖.
+
+    Of refused pictures Σ x and m for each class that has any; they are in no other sum.
+    """
 
     def __init__(self, width: int) -> None:
         self.gram_DD = torch.zeros(width, width, dtype=torch.float64)
         self.sum_CD = torch.zeros(0, width, dtype=torch.float64)
         self.count_C = torch.zeros(0, dtype=torch.int64)
+        self.refused: dict[int, Refused] = {}
 
     @property
     def samples(self) -> int:
@@ -56,8 +74,32 @@ class EvidenceSums:
         self._change(feature_BD, class_B, sign=1)
 
     def subtract(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
-        """Take samples out again that were added with these very features and classes."""
+        """
+        Take samples out again that were added with these very features and classes.
+
+        A class whose last sample goes is left with exact zeros, and so is the gram when all went:
+        what rounding leaves behind would have a direction.
+        """
         self._change(feature_BD, class_B, sign=-1)
+        self.sum_CD[self.count_C == 0] = 0
+        if self.samples == 0:
+            self.gram_DD.zero_()
+
+    def refuse(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
+        """Take in pictures that are not of these classes, which are known."""
+        for unit_D, index in zip(_unit(feature_BD), class_B, strict=True):
+            refused = self.refused.setdefault(index, Refused(torch.zeros_like(unit_D)))
+            refused.sum_D += unit_D
+            refused.count += 1
+
+    def readmit(self, feature_BD: Tensor, class_B: Sequence[int]) -> None:
+        """Take pictures out again that were refused with these very features and classes."""
+        for unit_D, index in zip(_unit(feature_BD), class_B, strict=True):
+            refused = self.refused[index]
+            refused.sum_D -= unit_D
+            refused.count -= 1
+            if not refused.count:
+                del self.refused[index]
 
     def merge(self, other: EvidenceSums) -> None:
         """Add the sums of another learner over the same class table."""
@@ -65,6 +107,10 @@ class EvidenceSums:
         self.gram_DD += other.gram_DD
         self.sum_CD[: len(other.count_C)] += other.sum_CD
         self.count_C[: len(other.count_C)] += other.count_C
+        for index, theirs in other.refused.items():
+            ours = self.refused.setdefault(index, Refused(torch.zeros_like(theirs.sum_D)))
+            ours.sum_D += theirs.sum_D
+            ours.count += theirs.count
 
     def factor(self) -> Tensor:
         """
@@ -89,12 +135,38 @@ class EvidenceSums:
         return factor_DD
 
     def mean_CD(self, span: slice = slice(None)) -> Tensor:
-        """Return the mean unit feature of a range of classes, float32; zero without a sample."""
-        return (self.sum_CD[span] / self.count_C[span].clamp(min=1)[:, None]).float()
+        """
+        Return the mean of a range of classes, float32; zero without a sample.
+
+            μ_c = Σ x / n - ¼ · Σ r / (n + m)
+
+        r are the m refused pictures: one of them says as much against a class of few labels as
+        none of many, and however many there are, they weigh less than a label.
+
+        Source: relevance feedback (Rocchio, 1971), with weights that follow the counts.
+        Reference: tests/reference/evidence.py.
+        """
+        classes = range(*span.indices(len(self.count_C)))
+        mean_CD = self.total_CD(classes)
+        mean_CD /= self.count_C[span].clamp(min=1)[:, None]
+        return mean_CD.float()
+
+    def total_CD(self, classes: Sequence[int]) -> Tensor:
+        """Return n_c · μ_c of some classes, float64; see `mean_CD`."""
+        total_CD = self.sum_CD[list(classes)]
+        for place, index in enumerate(classes if self.refused else ()):
+            refused, count = self.refused.get(index), int(self.count_C[index])
+            if refused is not None:
+                total_CD[place] -= REFUSAL * count / (count + refused.count) * refused.sum_D
+        return total_CD
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a commit saves."""
-        return {"gram_DD": self.gram_DD, "sum_CD": self.sum_CD, "count_C": self.count_C}
+        tensors = {"gram_DD": self.gram_DD, "sum_CD": self.sum_CD, "count_C": self.count_C}
+        if self.refused:
+            tensors["refused_R"] = torch.tensor([[c, r.count] for c, r in self.refused.items()])
+            tensors["refused_RD"] = torch.stack([r.sum_D for r in self.refused.values()])
+        return tensors
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> EvidenceSums:
@@ -103,14 +175,19 @@ class EvidenceSums:
         sums.gram_DD = tensors["gram_DD"].clone()
         sums.sum_CD = tensors["sum_CD"].clone()
         sums.count_C = tensors["count_C"].clone()
+        if "refused_R" in tensors:
+            sums.refused = {
+                index: Refused(sum_D.clone(), count)
+                for (index, count), sum_D in zip(
+                    tensors["refused_R"].tolist(), tensors["refused_RD"], strict=True
+                )
+            }
         return sums
 
     def _change(self, feature_BD: Tensor, class_B: Sequence[int], sign: int) -> None:
         assert len(feature_BD) == len(class_B) > 0
         assert min(class_B) >= 0
-        unit_BD = functional.normalize(feature_BD.double(), dim=-1)
-        if not unit_BD.isfinite().all():
-            raise StateError("evidence: a feature holds a number that is not finite")
+        unit_BD = _unit(feature_BD)
         self.make_room(max(class_B) + 1)
         index_B = torch.tensor(list(class_B))
         self.gram_DD += sign * (unit_BD.T @ unit_BD)
@@ -121,6 +198,13 @@ class EvidenceSums:
         """Know at least so many classes; new ones have no sample."""
         self.sum_CD = lengthened(self.sum_CD, classes)
         self.count_C = lengthened(self.count_C, classes)
+
+
+def _unit(feature_BD: Tensor) -> Tensor:
+    unit_BD = functional.normalize(feature_BD.double(), dim=-1)
+    if not unit_BD.isfinite().all():
+        raise StateError("evidence: a feature holds a number that is not finite")
+    return unit_BD
 
 
 def head_of(sums: EvidenceSums, factor_DD: Tensor | None = None) -> Head:

@@ -102,9 +102,9 @@ def without_itself(
     return (whitened_ND * vector_ND).sum(dim=-1)
 
 
-def right_names(scores: Scores, fusion: Fusion, class_N: Sequence[int], own_N: Tensor) -> Tensor:
+def left_out(scores: Scores, fusion: Fusion, class_N: Sequence[int], own_N: Tensor) -> Tensor:
     """
-    Return the probability of the right name of each picture.
+    Return probability_NC of all learnt classes for each picture, learnt without that picture.
 
     Args:
         scores: of the pictures over all learnt classes.
@@ -116,4 +116,10 @@ def right_names(scores: Scores, fusion: Fusion, class_N: Sequence[int], own_N: T
     row, place = torch.arange(len(class_N)), torch.tensor(list(class_N))
     evidence_NC = scores.evidence_BK.clone()
     evidence_NC[row, place] = own_N
-    return fuse(scores._replace(evidence_BK=evidence_NC), fusion).probability_BK[row, place]
+    return fuse(scores._replace(evidence_BK=evidence_NC), fusion).probability_BK
+
+
+def right_names(scores: Scores, fusion: Fusion, class_N: Sequence[int], own_N: Tensor) -> Tensor:
+    """Return the probability of the right name of each picture; arguments as of `left_out`."""
+    row, place = torch.arange(len(class_N)), torch.tensor(list(class_N))
+    return left_out(scores, fusion, class_N, own_N)[row, place]

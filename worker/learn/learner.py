@@ -11,8 +11,9 @@ Shape suffixes: B samples, D features, E joint space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from everlens.pixels import Pixels
 from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums, Head, head_of
 from worker.learn.fusing import FusionLearner
-from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, right_names, without_itself
+from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, left_out, right_names, without_itself
 from worker.learn.prequential import ClassRecords, Prequential
 from worker.learn.randomness import generator_for
 from worker.learn.replay import BufferChange, Exemplar, ReplayBuffer
@@ -50,6 +51,9 @@ JUDGED_MAX = 256
 HEAD_EXEMPLARS_MAX = 2048
 _FORWARD_BATCH = 32
 
+# Rows that are taken out of the sums at once.
+_ROWS_AT_ONCE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class LearnerConfig:
@@ -68,7 +72,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPixels:
-    """A decoded sample, ready to be learnt."""
+    """A decoded sample, ready to be learnt; one that is `refused` is not of its label."""
 
     seq: int
     id: str
@@ -76,6 +80,7 @@ class LabelledPixels:
     text: str | None
     image: bytes
     pixels: Pixels
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ class LearntRow:
     id: str
     class_index: int
     feature_D: Tensor  # float32
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,29 @@ class Observation:
     scored: list[int]  # the classes whose records changed
     refreshed: bool  # the shared factor is a new one
     unfit: list[DeadLetter]
+
+    @property
+    def touched(self) -> list[int]:
+        """The classes of which something is said anew."""
+        return [row.class_index for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What unlearning changed, for the commit."""
+
+    rows: list[tuple[int, str, int]]  # seq, id and class of what left the sums
+    exemplars: list[int]  # the seqs of those that left the buffer
+    whole: list[int]  # classes that begin anew
+    refreshed: bool  # the shared factor is a new one
+
+    # A name is for ever, even of a class that begins anew.
+    new_classes: tuple[str, ...] = ()
+
+    @property
+    def touched(self) -> list[int]:
+        """The classes of which something is said anew."""
+        return sorted({*self.whole, *(class_index for _, _, class_index in self.rows)})
 
 
 class Learner:
@@ -136,8 +165,9 @@ class Learner:
             snapshot: the present version.
         """
         self.batch += 1
+        nothing = Observation([], [], BufferChange([], []), [], [], refreshed=False, unfit=[])
         if not batch:
-            return Observation([], [], BufferChange([], []), [], [], refreshed=False, unfit=[])
+            return nothing
         hidden = snapshot.see_trunk([sample.pixels for sample in batch])
         views = snapshot.look(hidden)
         finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
@@ -150,10 +180,18 @@ class Learner:
                 if not finite
             ]
             if not fit:
-                nothing = BufferChange([], [])
-                return Observation([], [], nothing, [], [], refreshed=False, unfit=unfit)
+                return replace(nothing, unfit=unfit)
             batch = [batch[row] for row in fit]
             hidden, views = Hidden(hidden.states[fit]), views.rows(fit)
+        learnt, refused = _apart(batch)
+        if refused:
+            self._score_refused([batch[row] for row in refused], snapshot, views.rows(refused))
+        refusals = [(batch[row], views.feature_BD[row].cpu()) for row in refused]
+        if not learnt:
+            return replace(nothing, rows=self._refuse(refusals), unfit=unfit)
+        if refused:
+            batch = [batch[row] for row in learnt]
+            hidden, views = Hidden(hidden.states[learnt]), views.rows(learnt)
         scored = self._score(batch, snapshot, views)
         new_classes = [self._add_class(sample.label) for sample in batch]
         class_B = [self.class_index[sample.label] for sample in batch]
@@ -178,7 +216,8 @@ class Learner:
             rows=[
                 LearntRow(sample.seq, sample.id, c, feature_D)
                 for sample, c, feature_D in zip(batch, class_B, feature_BD, strict=True)
-            ],
+            ]
+            + self._refuse(refusals),
             new_classes=[name for name in new_classes if name is not None],
             buffer=change,
             waiting=waiting,
@@ -204,7 +243,7 @@ class Learner:
         drawn = self.draw()
         return [] if drawn is None else self.take(drawn)
 
-    def go_back(self, adapter: Mapping[str, Tensor], rows: Sequence[LearntRow]) -> list[int]:
+    def go_back(self, adapter: Mapping[str, Tensor], rows: Sequence[LearntRow]) -> Forgotten:
         """
         Go on from an earlier version: its adapter, and the sums without what came after it.
 
@@ -214,22 +253,42 @@ class Learner:
             adapter: the version's tensors by `<tower>.<map>.<A or B>`; empty for none.
             rows: what the sums took from the samples to be set aside.
 
-        Returns:
-            The seqs of the exemplars that left the buffer.
-
         Raises:
             ValueError: the adapter is not of this learner's maps; nothing was changed.
         """
         self.tuner.go_back(adapter)
-        self.batch += 1
         self.waiting = []
-        if rows:
+        return self.forget(rows)
+
+    def forget(self, rows: Iterable[LearntRow], whole: Sequence[int] = ()) -> Forgotten:
+        """
+        Unlearn samples: sums, factor, buffer and the next round of tuning are without them.
+
+        No round that was drawn before may be owed. The adapter stays as it is bent.
+
+        Args:
+            rows: what the sums took from them.
+            whole: classes that begin anew: their records and losses go, too.
+        """
+        self.batch += 1
+        gone: list[tuple[int, str, int]] = []
+        exemplars: list[int] = []
+        left = iter(rows)
+        while part := list(itertools.islice(left, _ROWS_AT_ONCE)):
+            self._take_out(part)
+            gone += [(row.seq, row.id, row.class_index) for row in part]
+            labelled = [(row.seq, row.class_index) for row in part if not row.refused]
+            exemplars += self.replay.forget(labelled)
+        seqs = {seq for seq, _, _ in gone}
+        self.waiting = [exemplar for exemplar in self.waiting if exemplar.seq not in seqs]
+        for class_index in whole:
+            self.records.forget(class_index)
+            self.tuner.forget(class_index)
+        if gone:
             assert self.sums is not None
-            features_ND = torch.stack([row.feature_D for row in rows])
-            self.sums.subtract(features_ND, [row.class_index for row in rows])
             self.factor = self.sums.factor()
             self.factor_samples = self.samples
-        return self.replay.forget([(row.seq, row.class_index) for row in rows])
+        return Forgotten(gone, exemplars, list(whole), refreshed=bool(gone))
 
     @property
     def head_exemplars(self) -> int:
@@ -284,32 +343,44 @@ class Learner:
             present: the version that serves.
             candidate: the same with the new adapter.
         """
-        held = self.replay.held_out(JUDGED_MAX)
+        held = self._judging()
         if len(held) < HELD_OUT_MIN:
             return Verdict(len(held))
-        assert self.sums is not None
-        class_N = [exemplar.class_index for exemplar in held]
-        before_N, after_N = (
-            self._right_names(snapshot, held, class_N) for snapshot in (present, candidate)
-        )
+        before_N, after_N = (right_names(*self._asked(s, held)) for s in (present, candidate))
         return Verdict(len(held), compare(before_N, after_N))
 
-    def _right_names(
-        self, snapshot: Snapshot, held: Sequence[Exemplar], class_N: Sequence[int]
-    ) -> Tensor:
-        """Return the probability that a version gives to the right name of each held-out sample."""
+    @torch.no_grad()
+    def held_out_accuracy(self, snapshots: Sequence[Snapshot]) -> tuple[int, list[float]]:
+        """Return how many held-out samples there are to ask, and each version's accuracy on them."""
+        held = self._judging()
+        if not held:
+            return 0, []
+        asked = [self._asked(snapshot, held) for snapshot in snapshots]
+        right = [left_out(*a).argmax(dim=1) == torch.tensor(a[2]) for a in asked]
+        return len(held), [float(right_N.double().mean()) for right_N in right]
+
+    def _judging(self) -> list[Exemplar]:
+        """Return held-out samples to ask about: of classes that are learnt without them, too."""
+        held = self.replay.held_out(JUDGED_MAX)
+        return [e for e in held if self.sums is not None and self.sums.count_C[e.class_index] > 1]
+
+    def _asked(
+        self, snapshot: Snapshot, held: Sequence[Exemplar]
+    ) -> tuple[Scores, Fusion, list[int], Tensor]:
+        """Return what `left_out` needs to know of a version's answers to held-out samples."""
         assert snapshot.evidence is not None
         assert self.sums is not None
+        class_N = [exemplar.class_index for exemplar in held]
         views = self._views(snapshot, held)
         own_N = without_itself(
             snapshot.evidence,
             views.feature_BD,
-            self.sums.sum_CD[class_N],
+            self.sums.total_CD(class_N),
             self.sums.count_C[class_N],
         )
         place_N = [snapshot.classes.place(self.class_names[c]) for c in class_N]
         scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
-        return right_names(scores, snapshot.fusion, place_N, own_N)
+        return scores, snapshot.fusion, place_N, own_N
 
     def _views(self, snapshot: Snapshot, exemplars: Sequence[Exemplar]) -> Views:
         return joined(
@@ -366,6 +437,43 @@ class Learner:
             )
         return sorted({self.class_index[batch[row].label] for row in known})
 
+    def _score_refused(
+        self, refused: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
+    ) -> None:
+        """
+        Score pictures of which it is said what they are not.
+
+        An answer that named it first was wrong; of any other one nothing is known. The fusion
+        hears none of it: somebody refuses where the answer was wrong alone, and it would come to
+        be unsure of everything.
+        """
+        if not snapshot.learnt:
+            return
+        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
+        place_B = [snapshot.classes.place(sample.label) for sample in refused]
+        best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
+        for place, best in zip(place_B, best_B, strict=True):
+            if place == best:
+                self.prequential.record(right=False)
+
+    def _refuse(self, refusals: Sequence[tuple[LabelledPixels, Tensor]]) -> list[LearntRow]:
+        """Take refused pictures in; those of a name without a sample say nothing yet."""
+        rows = []
+        for sample, feature_D in refusals:
+            index = self.class_index.get(sample.label)
+            if self.sums is not None and index is not None and self.sums.count_C[index] > 0:
+                self.sums.refuse(feature_D[None], [index])
+                rows.append(LearntRow(sample.seq, sample.id, index, feature_D, refused=True))
+        return rows
+
+    def _take_out(self, rows: Sequence[LearntRow]) -> None:
+        """Take out of the sums what they took from these samples and refusals."""
+        assert self.sums is not None
+        for refused, out in ((False, self.sums.subtract), (True, self.sums.readmit)):
+            some = [row for row in rows if row.refused == refused]
+            if some:
+                out(torch.stack([row.feature_D for row in some]), [r.class_index for r in some])
+
     def _held_out(self, batch: Sequence[LabelledPixels], class_B: Sequence[int]) -> list[bool]:
         """Return which samples of a batch are held out; to be asked before the sums know them."""
         assert self.sums is not None
@@ -407,6 +515,12 @@ class Learner:
     def _prompt(self, exemplar: Exemplar) -> str:
         name = self.class_names[exemplar.class_index]
         return exemplar.text or self.backbone.templates[0].format(name)
+
+
+def _apart(batch: Sequence[LabelledPixels]) -> tuple[list[int], list[int]]:
+    """Return the places of the labelled and of the refused ones."""
+    labelled = [place for place, sample in enumerate(batch) if not sample.refused]
+    return labelled, [place for place, sample in enumerate(batch) if sample.refused]
 
 
 def _votes(scores: Scores) -> list[list[int]]:

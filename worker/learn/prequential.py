@@ -83,6 +83,10 @@ class ClassRecords:
         if row_K[_SCORED] >= BEST_AFTER:
             row_K[_BEST] = max(row_K[_BEST], row_K[_RIGHT] / row_K[_WEIGHT])
 
+    def forget(self, class_index: int) -> None:
+        """Let a class begin anew."""
+        self.record_CK[class_index] = 0
+
     def make_room(self, classes: int) -> None:
         """Know at least so many classes."""
         self.record_CK = lengthened(self.record_CK, classes)

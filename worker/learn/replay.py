@@ -48,7 +48,7 @@ class BufferChange:
 
 @dataclass(slots=True)
 class _Shelf:
-    """The exemplars of one class, in the order of their seqs when loaded or added."""
+    """The exemplars of one class, in the order of their seqs."""
 
     exemplars: list[Exemplar] = field(default_factory=list)
     seen: int = 0
@@ -134,10 +134,11 @@ class ReplayBuffer:
         for seq, class_index in samples:
             shelf = self._shelves[class_index]
             shelf.seen -= 1
-            for place, exemplar in enumerate(shelf.exemplars):
-                if exemplar.seq == seq:
-                    gone.append(self._take(shelf, place))
-                    break
+            place = bisect_left(shelf.exemplars, seq, key=lambda exemplar: exemplar.seq)
+            if place < len(shelf.exemplars) and shelf.exemplars[place].seq == seq:
+                gone.append(self._take(shelf, place))
+            if not shelf.seen:
+                shelf.full = False
         return gone
 
     def draw(self, count: int, generator: Generator) -> list[Exemplar]:

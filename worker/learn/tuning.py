@@ -4,6 +4,7 @@ SIT steps: the adapter is bent by new samples and replayed ones, from the trunk'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -303,6 +304,13 @@ class Tuner:
             elif name.endswith(".B"):
                 parameter.data.zero_()
         self.accept()
+
+    def forget(self, class_index: int) -> None:
+        """Let a class begin anew, as far as its loss goes; the adapter stays as it is bent."""
+        if self.losses is None:
+            return
+        for loss_C in (self.losses.loss_C, self.accepted["class.loss_C"]):
+            loss_C[class_index : class_index + 1] = math.nan
 
     def state(self) -> dict[str, Tensor]:
         """Return all that the next step depends on: tensors, moments and losses."""

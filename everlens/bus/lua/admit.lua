@@ -21,7 +21,7 @@ local function field(i, k) return ARGV[HEADER + FIELDS * (i - 1) + k] end
 -- Look before writing: a repeat is never told that the queue is full.
 local count = (#ARGV - HEADER) / FIELDS
 local receipts, added, added_bytes, first_seen = {}, 0, 0, {}
-local added_of, new_labels, new_count = {}, {}, 0
+local added_of, new_labels, new_count, gone = {}, {}, 0, {}
 for i = 1, count do
   local id, digest, tenant, label = field(i, 2), field(i, 3), field(i, 4), field(i, 5)
   local known = redis.call('HGET', ids, id)
@@ -35,7 +35,9 @@ for i = 1, count do
     first_seen[id] = digest
     added, added_bytes = added + 1, added_bytes + #field(i, 7)
     added_of[tenant] = (added_of[tenant] or 0) + 1
-    if label ~= '' and not new_labels[label] and redis.call('SISMEMBER', labels, label) == 0 then
+    if field(i, 1) == 'forget' then
+      gone[#gone + 1] = label
+    elseif label ~= '' and not new_labels[label] and redis.call('SISMEMBER', labels, label) == 0 then
       if field(i, 6) ~= '1' then return {'NEWCLASS', label} end
       new_labels[label], new_count = true, new_count + 1
     end
@@ -76,6 +78,8 @@ for i = 1, count do
   end
 end
 for label in pairs(new_labels) do redis.call('SADD', labels, label) end
+-- A class that is forgotten is new again to whoever names it next.
+for _, label in ipairs(gone) do redis.call('SREM', labels, label) end
 for tenant, more in pairs(added_of) do
   if tenant ~= '' then redis.call('HINCRBY', waiting, tenant, more) end
 end

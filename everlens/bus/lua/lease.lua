@@ -5,12 +5,13 @@
 -- were learnt already would never be learnt.
 -- KEYS: meta, lease. ARGV: epoch, holder, milliseconds, cursor.
 local meta, lease = KEYS[1], KEYS[2]
-local state = redis.call('HMGET', meta, 'epoch', 'fence', 'holder', 'seq')
+local state = redis.call('HMGET', meta, 'epoch', 'fence', 'holder', 'seq', 'held')
 if state[1] ~= ARGV[1] then return {'EPOCH', state[1] or ''} end
 if tonumber(state[4]) < tonumber(ARGV[4]) then return {'BEHIND', state[4]} end
 local holder = redis.call('GET', lease)
 if holder and holder ~= ARGV[2] then return {'HELD', tostring(redis.call('PTTL', lease))} end
 redis.call('SET', lease, ARGV[2], 'PX', ARGV[3])
-if state[3] == ARGV[2] then return {'OK', state[2]} end
+local held = state[5] or ''  -- why nothing new may be taken up
+if state[3] == ARGV[2] then return {'OK', state[2], held} end
 redis.call('HSET', meta, 'holder', ARGV[2])
-return {'OK', tostring(redis.call('HINCRBY', meta, 'fence', 1))}
+return {'OK', tostring(redis.call('HINCRBY', meta, 'fence', 1)), held}

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
--- Leave the learner's figures where the service shows them. KEYS: learner. ARGV: field, value ...
+-- Leave what the learner says of itself, or of samples, where the service shows it.
+-- KEYS: learner, forgotten or reports. ARGV: field, value ...
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return {'OK', ''}

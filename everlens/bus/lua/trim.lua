@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Two cursors. `done`: learnt and committed; what is before it waits for nobody. `kept`: what no copy
 -- of the state would have to learn again; entries up to it are freed.
--- KEYS: meta, log, ids, id-order, dead, waiting. ARGV: epoch, fence, done, kept, id_window.
+-- KEYS: meta, log, ids, id-order, dead, waiting, forgotten, reports. ARGV: epoch, fence, done, kept, id_window.
 local meta, log, ids, id_order, dead, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local state = redis.call('HMGET', meta, 'epoch', 'done', 'fence', 'seq', 'kept')
 if state[1] ~= ARGV[1] then return {'EPOCH', state[1] or ''} end
@@ -26,7 +26,8 @@ if done > before then
   local oldest = math.max(0, done - window)
   for _, entry in ipairs(redis.call('XRANGE', id_order, '-', string.format('%d-0', oldest))) do
     redis.call('HDEL', ids, entry[2][2])
-    redis.call('HDEL', dead, entry[1]:match('^(%d+)'))
+    local seq = entry[1]:match('^(%d+)')
+    for _, key in ipairs({dead, KEYS[7], KEYS[8]}) do redis.call('HDEL', key, seq) end
     redis.call('XDEL', id_order, entry[1])
   end
 end

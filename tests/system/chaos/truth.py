@@ -163,7 +163,7 @@ def _learnt(db: sqlite3.Connection) -> Learnt | None:
     return Learnt(
         tables={name: _digest_of_table(db, name) for name in names} | _digests_of_blobs(db),
         learnt=_numbers(db, "samples"),
-        aside=_numbers(db, "aside"),
+        aside=_numbers(db, "forgotten"),
         dead=dict(db.execute("SELECT seq, reason FROM dead")),
         cursor=progress["cursor"],
         adapter_waits=bool(progress["rounds"] or progress["waiting"]),

@@ -110,10 +110,25 @@ def worker(guarded: Guarded) -> Iterator[redis.Redis]:
         yield client
 
 
+async def forget_and_hold(admission: Admission) -> None:
+    """Do what the service does besides: forget a class, read what came of things, hold learning."""
+    assert (await admission.state_of(2)).forgotten_by is None  # as its id is
+    state = await admission.state_of(4)
+    assert (state.forgotten_by, state.report) == (2, {"samples": 1})
+    assert await admission.has_class("bird")
+    await admission.admit([Admittable("gone", "d", b"", label="bird", kind=EntryKind.FORGET)])
+    assert not await admission.has_class("bird")
+    assert (await admission.learner()) == {"version": 1}
+    assert await admission.seq_of("id 1") is None
+    await admission.hold("why not")
+    assert (await admission.backlog()).held == "why not"
+
+
 def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis, tmp_path) -> None:
     """
     Lease, admission with a repeat, a dead letter, cut, versions until old ones are collected,
-    trim until ids are forgotten, report, pause, and all that the service asks: no rule refuses it.
+    trim until ids are forgotten, report, pause, a class forgotten, learning held, and all that the
+    service asks: no rule refuses it.
     """
     guarded.refused()
     check_durable(worker)
@@ -137,10 +152,9 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis, tm
             )
         learn()
         assert (await admission.state_of(1)).version == 1
+        await forget_and_hold(admission)
         assert (await admission.state_of(3)).dead_reason == "why"
-        assert await admission.seq_of("id 1") is None
         assert (await admission.backlog()).done == 4
-        assert (await admission.learner()) == {"version": 1}
         heads = follower.heads(0.01)
         async with contextlib.aclosing(heads):
             version, digest = await anext(heads)
@@ -167,6 +181,8 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis, tm
             publisher.publish(made, [DeadLetter(3, "id 2", "why")])
             publisher.collect(version)
             parent = made.digest
+        stream.tell_forgotten([2, 4], 2)
+        stream.tell_reports({4: '{"samples": 1}'})
         stream.trim(4, 4, 2)
         stream.report({"version": 1})
         stream.pause("", "learner")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from everlens.model.classes import table
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores
 from tests.pictures import digits
 from tests.reference import evidence as reference
-from worker.learn.evidence import EvidenceSums, Head, head_of
+from worker.learn.evidence import REFUSAL, EvidenceSums, Head, head_of
 
 SAMPLES = 120
 # Float64 sums of up to 120 products below one, added in another order.
@@ -74,6 +75,103 @@ def test_subtracting_a_sample_forgets_it(taken: set[int]) -> None:
     sums = sums_of(feature_BD, class_B)
     sums.subtract(feature_BD[gone], [class_B[k] for k in gone])
     assert_same(sums, sums_of(feature_BD[kept], [class_B[k] for k in kept]))
+
+
+class Course:
+    """What was learnt, refused and forgotten, as the sums have it and as plain lists."""
+
+    def __init__(self) -> None:
+        self.feature_BD, self.class_B = digit_features()
+        self.sums = EvidenceSums(self.feature_BD.shape[1])
+        self.learnt: list[int] = []
+        self.refused: list[tuple[int, int]] = []
+
+    def learn(self, places: list[int]) -> None:
+        new = [k for k in places if k not in self.learnt]
+        if new:
+            self.sums.add(self.feature_BD[new], [self.class_B[k] for k in new])
+            self.learnt += new
+
+    def refuse(self, place: int, index: int) -> None:
+        if index in {self.class_B[k] for k in self.learnt}:
+            self.sums.refuse(self.feature_BD[[place]], [index])
+            self.refused.append((place, index))
+
+    def forget(self, places: list[int]) -> None:
+        old = [k for k in self.learnt if k in places]
+        if old:
+            self.sums.subtract(self.feature_BD[old], [self.class_B[k] for k in old])
+            self.learnt = [k for k in self.learnt if k not in places]
+        for place, index in [pair for pair in self.refused if pair[0] in places]:
+            self.sums.readmit(self.feature_BD[[place]], [index])
+            self.refused.remove((place, index))
+
+
+places = st.lists(st.integers(0, SAMPLES - 1), min_size=1, max_size=30, unique=True)
+courses = st.lists(
+    st.tuples(st.just("learn"), places)
+    | st.tuples(st.just("refuse"), st.integers(0, SAMPLES - 1), st.integers(0, 9))
+    | st.tuples(st.just("forget"), places),
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=courses)
+def test_whatever_was_forgotten_might_never_have_been(steps: list[tuple[Any, ...]]) -> None:
+    """After any course of learning, refusing and forgetting, what is left decides alone."""
+    course = Course()
+    for how, *what in steps:
+        getattr(course, how)(*what)
+    features = course.feature_BD.double().numpy()
+    left = [course.class_B[k] for k in course.learnt]
+    expected = np.zeros((64, 64))
+    for k in course.learnt:
+        expected += np.outer(reference.unit(features[k]), reference.unit(features[k]))
+    assert np.abs(course.sums.gram_DD.numpy() - expected).max() < REORDERED * max(1, len(left))
+    for c in range(len(course.sums.count_C)):
+        own = [features[k] for k in course.learnt if course.class_B[k] == c]
+        assert course.sums.count_C[c] == len(own)
+        if own:
+            refused = [features[k] for k, index in course.refused if index == c]
+            centre = reference.led_away(own, refused)
+            total_D = course.sums.total_CD([c])[0].numpy() / len(own)
+            assert np.abs(total_D - centre).max() < REORDERED
+            assert np.abs(course.sums.mean_CD()[c].numpy() - centre).max() < SINGLE
+        else:
+            assert not course.sums.mean_CD()[c].any()  # not even what rounding leaves
+
+
+def test_refused_picture_is_less_of_its_class_and_as_much_of_the_others() -> None:
+    """A class is led away from a picture that is not of it; many of them are no more than one label."""
+    feature_BD, class_B = digit_features()
+    sums, before = sums_of(feature_BD, class_B), head_of(sums_of(feature_BD, class_B))
+    scored = []
+    for _ in range(3):
+        sums.refuse(feature_BD[[7]], [2])
+        scored.append(evidence_scores(served(head_of(sums)), feature_BD[[7]], [2, 5]))
+    first_BK = evidence_scores(served(before), feature_BD[[7]], [2, 5])
+    falling = [float(score_BK[0, 0]) for score_BK in [first_BK, *scored]]
+    assert falling == sorted(falling, reverse=True)
+    assert all(torch.equal(score_BK[:, 1], first_BK[:, 1]) for score_BK in scored)
+    assert torch.equal(sums.gram_DD, sums_of(feature_BD, class_B).gram_DD)
+    assert sums.samples == SAMPLES
+    sums.refuse(feature_BD[[7]].repeat(500, 1), [2] * 500)
+    away = torch.linalg.vector_norm(sums.mean_CD()[2] - before.mean_CD[2])
+    assert float(away) < REFUSAL
+
+
+def test_saved_sums_remember_refusals() -> None:
+    """What a commit saves is all of it, and two learners add theirs."""
+    feature_BD, class_B = digit_features()
+    sums = sums_of(feature_BD, class_B)
+    sums.refuse(feature_BD[:5], [4, 4, 1, 2, 4])
+    again = EvidenceSums.of(sums.tensors())
+    assert torch.equal(again.mean_CD(), sums.mean_CD())
+    again.merge(sums)
+    assert again.refused[4].count == 6
+    assert {c: r.count for c, r in sums.refused.items()} == {4: 3, 1: 1, 2: 1}
+    torch.testing.assert_close(again.refused[4].sum_D, 2 * sums.refused[4].sum_D)
 
 
 @settings(max_examples=20)

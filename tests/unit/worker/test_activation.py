@@ -83,8 +83,11 @@ def test_restart_after_an_activation_gives_the_same_bits(bench: Bench) -> None:
     survivor = run_to(copy.loop("dying"), 41)
 
     assert_same_bits(through, survivor)
-    ledger = survivor.state.db.execute("SELECT seq, activation FROM aside").fetchall()
-    assert [(seq, 29) for seq in range(17, 29)] == ledger
+    ledger = survivor.state.db.execute("SELECT seq, version FROM forgotten").fetchall()
+    assert list(range(17, 29)) == [seq for seq, _ in ledger]
+    (version,) = {version for _, version in ledger}
+    assert list(range(17, 29)) == survivor.state.forgotten(version)
+    assert b"28" in copy.client.hkeys(copy.keys.forgotten)
     through.close()
     survivor.close()
 

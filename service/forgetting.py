@@ -1,0 +1,107 @@
+"""
+Unlearn a sample or a class: entries of the log, and in plain words what came of them. ②
+
+What deletion does not reach is said as plainly as what it does: nobody should rely on more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Any
+
+from everlens.bus.admission import Admittable
+from everlens.records import EntryKind, Forgetting, Receipt
+from everlens.wire import encode_forgetting
+from service.auth import Caller
+from service.context import Service
+from service.problems import Problem
+
+_EVIDENCE = (
+    "Evidence: its share was subtracted from the sums that answers are made of; they are what they "
+    "would be without it, up to the rounding of the fifteenth digit."
+)
+_REPLAY = "Replay: no picture of it is kept to tune on or to judge by, and no later step of tuning sees one."
+_CLASS = (
+    "The class: it is no candidate and not listed, and its records are gone; a later label of this "
+    "name begins anew."
+)
+_ADAPTER = (
+    "The adapter: weights that were tuned on it stay bent until later rounds bend them further, and "
+    "the metric of its closed form stays until it is published next. To have nothing of it there, "
+    "activate a version from before its first sample: POST /versions/{version}/activate."
+)
+_FUSION = (
+    "The fusion: how far each expert is believed was learnt from many answers, these among them."
+)
+_COPIES = (
+    "Copies: the last few versions, the service's own copy of one, the copies of the learner's "
+    "state, the log's file until it is rewritten, and every backup."
+)
+_FROZEN_MODEL = (
+    "The frozen model: it knows the name as it did before anything was learnt, and answers by that "
+    "where `labels` asks for it."
+)
+
+
+async def forget_sample(service: Service, sample_id: str, caller: Caller) -> Receipt:
+    """
+    Ask the learner to unlearn one sample; asked again, give the first receipt again.
+
+    Raises:
+        Problem: 404, no such sample; 409, it was never learnt.
+    """
+    seq = await service.log.seq_of(sample_id)
+    if seq is None:
+        raise Problem("unknown-sample", "no sample with this id is remembered; check the id")
+    reason = (await service.log.state_of(seq)).dead_reason
+    if reason is not None:
+        raise Problem("sample-dead", f"it was never learnt, there is nothing to forget: {reason}")
+    return await _admitted(service, Forgetting(seq=seq), f"forget-sample-{seq}", caller)
+
+
+async def forget_class(
+    service: Service, label: str, entry_id: str | None, caller: Caller
+) -> Receipt:
+    """
+    Ask the learner to unlearn all samples of a class that were accepted so far.
+
+    Raises:
+        Problem: 404, there is no such class.
+    """
+    current = service.loaded().serving.current
+    if not current.samples(label) and not await service.log.has_class(label):
+        raise Problem("unknown-class", "no class of this name is known; GET /classes lists them")
+    name = entry_id or f"forget-class-{uuid.uuid4().hex}"
+    return await _admitted(service, Forgetting(label=label), name, caller)
+
+
+async def _admitted(
+    service: Service, forgetting: Forgetting, entry_id: str, caller: Caller
+) -> Receipt:
+    payload = encode_forgetting(forgetting)
+    entry = Admittable(
+        id=entry_id,
+        digest=hashlib.sha256(payload).hexdigest(),
+        payload=payload,
+        label=forgetting.label,
+        tenant=caller.id,
+        kind=EntryKind.FORGET,
+    )
+    (receipt,) = await service.admission.admit([entry])
+    return receipt
+
+
+def in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the learner's report on a forgetting with what it means."""
+    figures = {name: value for name, value in report.items() if name != "adapter"}
+    whole = report["label"] is not None
+    return figures | {
+        "unlearnt": [_EVIDENCE, _REPLAY, *([_CLASS] if whole else [])],
+        "stays": [
+            *([_ADAPTER] if report["adapter"] else []),
+            _FUSION,
+            _COPIES,
+            *([_FROZEN_MODEL] if whole else []),
+        ],
+    }
