@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         1_000_000, ge=1000, description="Learnt ids that are remembered, to refuse repeats."
     )
     wait_s: float = Field(30.0, gt=0, description="How long `wait_for` waits before 504.")
+    keep_predictions_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Memory for answers and their pictures, for POST /feedback; 0 keeps none.",
+    )
 
     # Who may ask
     keys_file: str = Field(

@@ -15,7 +15,17 @@ from service.auth import SCOPE_OF_ROUTE, ApiKeys, ScopeTable, WatchedRing
 from service.context import Service
 from service.limits import BodyLimits
 from service.metrics import RequestMetrics
-from service.routes import classify, forgetting, health, holding, insight, samples, versions
+from service.routes import (
+    classify,
+    feedback,
+    forgetting,
+    health,
+    holding,
+    insight,
+    predictions,
+    samples,
+    versions,
+)
 
 
 def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
@@ -60,7 +70,17 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         concurrency=settings.key_concurrency,
     )
     app.add_middleware(RequestMetrics, metrics=service.metrics)
-    for routes in (samples, classify, insight, versions, forgetting, holding, health):
+    for routes in (
+        samples,
+        classify,
+        feedback,
+        predictions,
+        insight,
+        versions,
+        forgetting,
+        holding,
+        health,
+    ):
         app.include_router(routes.router, responses=openapi.EVERYWHERE)
     openapi.install(app, table)
     return app

@@ -38,6 +38,7 @@ from service.decoding import DecodingPool
 from service.hotswap import HotSwap
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.predictions import Predictions
 from service.probe import warm_up
 from service.problems import Problem
 from service.serving import Serving
@@ -94,6 +95,7 @@ class Service:
             self.metrics,
             decoders=settings.decoders or None,
         )
+        self.predictions = Predictions(settings.keep_predictions_bytes)
         self.model: Model | None = None
         self.failure: EverlensError | None = None
         self.settled = asyncio.Event()  # ready, or never to be

@@ -67,6 +67,12 @@ class Metrics:
         self.accepted = Counter(
             "everlens_samples_accepted_total", "New samples in the log.", registry=registry
         )
+        self.feedback = Counter(
+            "everlens_feedback_total",
+            "Predictions that got feedback, by whether their best line was right.",
+            ("verdict",),
+            registry=registry,
+        )
         self.swaps = Counter("everlens_swaps_total", "Versions swapped in.", registry=registry)
         self.swap_seconds = Histogram(
             "everlens_swap_seconds",

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.auth import ANY, OPEN, ScopeTable
+from service.feedback_schemas import FeedbackIn
 from service.problems import KINDS, MEDIA_TYPE
 from service.schemas import (
     EXAMPLE_IMAGE,
@@ -19,6 +20,9 @@ from service.schemas import (
     SampleFields,
     SampleIn,
 )
+
+# Of an answer long ago: a client puts its own in its place, as the links of POST /classify say.
+PREDICTION_ID = "4349f436c5d94a2b8f6e1d7a0b3c2e59"
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -121,9 +125,11 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**kept[0], **rest} if len(kept) == 1 else {"anyOf": kept, **rest}
 
 
-_SAMPLE = {"image": EXAMPLE_IMAGE, "label": "red square", "id": "first"}
-_SAMPLE_LINE = f'{{"image": "{EXAMPLE_IMAGE}", "label": "red square"}}\n'
-_QUERY = {"image": EXAMPLE_IMAGE, "labels": ["red square", "blue sky"], "top": 2}
+# One story: this picture is called a heron under the id `first`, which later requests name.
+_SAMPLE = {"image": EXAMPLE_IMAGE, "label": "heron", "id": "first"}
+_SAMPLE_LINE = f'{{"image": "{EXAMPLE_IMAGE}", "label": "heron"}}\n'
+_QUERY = {"image": EXAMPLE_IMAGE, "labels": ["heron", "egret"], "top": 2}
+_FEEDBACK = {"prediction_id": PREDICTION_ID, "label": "heron"}
 
 SAMPLES: dict[str, Any] = {
     "parameters": [
@@ -139,7 +145,7 @@ SAMPLES: dict[str, Any] = {
         "content": {
             "application/json": _one_or_many(
                 SampleIn,
-                {"one": _SAMPLE, "many": [{"image": EXAMPLE_IMAGE, "label": "red square"}]},
+                {"one": _SAMPLE, "many": [{"image": EXAMPLE_IMAGE, "label": "heron"}]},
             ),
             "application/x-ndjson": {
                 "schema": {"type": "string", "format": "ndjson"},
@@ -147,6 +153,35 @@ SAMPLES: dict[str, Any] = {
             },
             "multipart/form-data": _form(SampleFields),
         },
+    },
+}
+
+FEEDBACK: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _schema(FeedbackIn),
+                "examples": {"label": {"value": _FEEDBACK}},
+            }
+        },
+    },
+}
+
+# Where an answer leads: what OpenAPI calls links, so that a program (and our tests) can follow.
+OF_AN_ANSWER: dict[str, Any] = {
+    "feedback": {
+        "operationId": "post_feedback_feedback_post",
+        "requestBody": {"prediction_id": "$response.body#/prediction_id"},
+        "description": "Say what is really in the picture.",
+    },
+    "prediction": {
+        "operationId": "get_prediction_predictions__prediction_id__get",
+        "parameters": {"prediction_id": "$response.body#/prediction_id"},
+    },
+    "picture": {
+        "operationId": "get_picture_predictions__prediction_id__image_get",
+        "parameters": {"prediction_id": "$response.body#/prediction_id"},
     },
 }
 

@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "class-not-allowed": (403, "The key may not make a new class"),
     "unknown-route": (404, "There is no such route"),
     "unknown-sample": (404, "There is no such sample"),
+    "unknown-prediction": (404, "There is no such prediction"),
     "unknown-class": (404, "There is no such class"),
     "unknown-version": (404, "There is no such version"),
     "method-not-allowed": (405, "The route does not take this method"),

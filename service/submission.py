@@ -169,6 +169,18 @@ async def submit(service: Service, model: Model, offers: Offers, caller: Caller)
     Raises:
         Problem, Refused, LogUnavailable: nothing was accepted, or (only the last) it is unknown.
     """
+    return await admit(service, await admittable(service, model, offers, caller))
+
+
+async def admittable(
+    service: Service, model: Model, offers: Offers, caller: Caller
+) -> list[Admittable]:
+    """
+    Return the offers as they go to the log.
+
+    Raises:
+        Problem: the first reason why they cannot.
+    """
     unfit = await model.first_unfit([offer.label for offer in offers.items])
     if unfit is not None:
         message = "is longer than what the text tower reads; shorten it"
@@ -186,6 +198,11 @@ async def submit(service: Service, model: Model, offers: Offers, caller: Caller)
             break
     if errors:
         raise Problem(kinds[0], errors[0]["message"], errors=errors)
+    return samples
+
+
+async def admit(service: Service, samples: list[Admittable]) -> list[Receipt]:
+    """Return a receipt for each sample; raises as `submit` does, but no Problem."""
     receipts = await service.admission.admit(samples)
     service.metrics.accepted.inc(_new(receipts))
     return receipts

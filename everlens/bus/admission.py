@@ -166,10 +166,7 @@ class Admission:
     async def _raise_for(self, answer: list[bytes]) -> None:
         match text(answer[0]):
             case "CONFLICT":
-                raise IdConflict(
-                    f"id {text(answer[1])!r} was used before with another body; "
-                    "send it under a new id"
-                )
+                raise _conflict(text(answer[1]))
             case "FULL":
                 raise QueueFull(
                     f"{text(answer[1])} samples wait to be learnt; send this again later",
@@ -260,6 +257,22 @@ class Admission:
             known = await self.client.hget(self.keys.ids, sample_id)
         return None if known is None else int(text(known).partition(":")[0])
 
+    async def receipt_of(self, sample_id: str, digest: str) -> Receipt | None:
+        """
+        Return the receipt of an id that was accepted with this digest, None for one not known.
+
+        Raises:
+            IdConflict: the id was used with another body.
+        """
+        with reaching_the_log():
+            known = await self.client.hget(self.keys.ids, sample_id)
+        if known is None:
+            return None
+        seq, _, before = text(known).partition(":")
+        if before != digest:
+            raise _conflict(sample_id)
+        return Receipt(sample_id, int(seq), repeated=True)
+
     async def state_of(self, seq: int) -> SampleState:
         """Return what became of the sample with this number."""
         with reaching_the_log():
@@ -276,3 +289,7 @@ class Admission:
             forgotten_by=None if forgotten is None else int(forgotten),
             report=None if report is None else json.loads(report),
         )
+
+
+def _conflict(sample_id: str) -> IdConflict:
+    return IdConflict(f"id {sample_id!r} was used before with another body; send it under a new id")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import openapi
 from service.answering import classify, read_questions
+from service.auth import caller_of
 from service.context import service_of
 from service.rendering import answer
 from service.schemas import AnswerOut
@@ -19,7 +20,7 @@ router = APIRouter(tags=["classify"])
     summary="Ask: what is in this picture?",
     openapi_extra=openapi.CLASSIFY,
     responses={
-        200: {"model": AnswerOut | list[AnswerOut]},
+        200: {"model": AnswerOut | list[AnswerOut], "links": openapi.OF_AN_ANSWER},
         **openapi.problems(400, 404, 408, 409, 413, 415, 422, 503, 504),
     },
 )
@@ -29,4 +30,6 @@ async def post_classify(request: Request) -> Response:
     model = service.ready()
     questions = await read_questions(request, service.settings)
     answers = await classify(service, model, questions)
+    for question, given in zip(questions.items, answers, strict=True):
+        service.predictions.keep(caller_of(request).id, question.image, given)
     return answer(answers if questions.many else answers[0])

@@ -18,8 +18,9 @@ router = APIRouter(tags=["health"])
 @router.get("/", summary="Where everything is", responses={200: {"model": RootOut}})
 async def get_root() -> Response:
     """The routes, for people with curl."""
-    routes = ["/samples", "/classify", "/classes", "/versions", "/learning", "/livez", "/readyz"]
-    return answer({"name": "everlens", "docs": "/openapi.json", "routes": [*routes, "/metrics"]})
+    routes = ["/samples", "/classify", "/feedback", "/predictions", "/classes", "/versions"]
+    routes += ["/learning", "/livez", "/readyz", "/metrics"]
+    return answer({"name": "everlens", "docs": "/openapi.json", "routes": routes})
 
 
 @router.get("/livez", summary="The process lives", responses={200: {"model": AliveOut}})

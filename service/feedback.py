@@ -1,0 +1,87 @@
+"""What somebody says of an answer → a sample in the log, once for each prediction. ①②"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import orjson
+from starlette.requests import Request
+
+from everlens.errors import IdConflict
+from everlens.records import Receipt
+from service import body
+from service.auth import Caller
+from service.context import Model, Service
+from service.feedback_schemas import FeedbackIn
+from service.predictions import Kept
+from service.problems import Problem, fields_problem
+from service.schemas import FieldErrors, validated
+from service.submission import Offer, Offers, admit, admittable
+
+
+async def read_feedback(request: Request) -> FeedbackIn:
+    """
+    Return the feedback of a request.
+
+    Raises:
+        Problem: the reason why it is refused.
+    """
+    body.without_parameters(request)
+    if body.media_type(request) != body.JSON:
+        raise body.unsupported(request, body.JSON)
+    try:
+        return validated(FeedbackIn, body.parse_json(await request.body()))
+    except FieldErrors as error:
+        raise fields_problem(error.errors) from error
+
+
+async def give_feedback(
+    service: Service, model: Model, feedback: FeedbackIn, caller: Caller
+) -> Receipt:
+    """
+    Return the receipt of the sample that the feedback is; it is on disk then.
+
+    Whoever may teach and knows the id may correct the prediction: the one who asks and the one who
+    corrects often have keys of their own, and nobody guesses an id.
+
+    Raises:
+        Problem: the prediction is not kept here, or has other feedback.
+        Refused, LogUnavailable: nothing was accepted, or (only the last) it is unknown.
+    """
+    sample_id = f"feedback-{feedback.prediction_id}"
+    # Of what was said and not of the picture, which another replica, or we tomorrow, does not have:
+    # feedback that is sent again is known everywhere.
+    digest = hashlib.sha256(orjson.dumps([feedback.prediction_id, feedback.label])).hexdigest()
+    kept = service.predictions.find(feedback.prediction_id)
+    try:
+        if kept is None:
+            return await _given_before(service, sample_id, digest)
+        offer = Offer(kept.image, feedback.label, sample_id, None)
+        (sample,) = await admittable(service, model, Offers([offer], many=False), caller)
+        (receipt,) = await admit(service, [replace(sample, digest=digest)])
+    except IdConflict as error:
+        raise Problem(
+            "id-conflict",
+            f"this prediction has other feedback already; DELETE /samples/{sample_id}, then POST "
+            "the picture with its right label to /samples",
+        ) from error
+    kept.feedback = sample_id
+    if not receipt.repeated:
+        service.metrics.feedback.labels(_verdict(kept, feedback)).inc()
+    return receipt
+
+
+async def _given_before(service: Service, sample_id: str, digest: str) -> Receipt:
+    receipt = await service.log.receipt_of(sample_id, digest)
+    if receipt is not None:
+        return receipt
+    raise Problem(
+        "unknown-prediction",
+        "this prediction is kept by another replica, or no longer; POST the picture with its label "
+        "to /samples",
+    )
+
+
+def _verdict(kept: Kept, feedback: FeedbackIn) -> str:
+    return "right" if kept.lines[0]["label"] == feedback.label else "wrong"
