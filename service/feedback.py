@@ -13,14 +13,16 @@ from everlens.records import Receipt
 from service import body
 from service.auth import Caller
 from service.context import Model, Service
-from service.feedback_schemas import FeedbackIn
+from service.feedback_schemas import LabelIn, NotLabelIn
 from service.predictions import Kept
-from service.problems import Problem, fields_problem
+from service.problems import Problem, field_problem, fields_problem
 from service.schemas import FieldErrors, validated
 from service.submission import Offer, Offers, admit, admittable
 
+Feedback = LabelIn | NotLabelIn
 
-async def read_feedback(request: Request) -> FeedbackIn:
+
+async def read_feedback(request: Request) -> Feedback:
     """
     Return the feedback of a request.
 
@@ -30,14 +32,18 @@ async def read_feedback(request: Request) -> FeedbackIn:
     body.without_parameters(request)
     if body.media_type(request) != body.JSON:
         raise body.unsupported(request, body.JSON)
+    value = body.parse_json(await request.body())
+    refuses = isinstance(value, dict) and "not_label" in value
+    if refuses and "label" in value:
+        raise field_problem("not_label", "comes beside label; send one of them")
     try:
-        return validated(FeedbackIn, body.parse_json(await request.body()))
+        return validated(NotLabelIn, value) if refuses else validated(LabelIn, value)
     except FieldErrors as error:
         raise fields_problem(error.errors) from error
 
 
 async def give_feedback(
-    service: Service, model: Model, feedback: FeedbackIn, caller: Caller
+    service: Service, model: Model, feedback: Feedback, caller: Caller
 ) -> Receipt:
     """
     Return the receipt of the sample that the feedback is; it is on disk then.
@@ -52,12 +58,13 @@ async def give_feedback(
     sample_id = f"feedback-{feedback.prediction_id}"
     # Of what was said and not of the picture, which another replica, or we tomorrow, does not have:
     # feedback that is sent again is known everywhere.
-    digest = hashlib.sha256(orjson.dumps([feedback.prediction_id, feedback.label])).hexdigest()
+    digest = hashlib.sha256(orjson.dumps(feedback.model_dump())).hexdigest()
     kept = service.predictions.find(feedback.prediction_id)
     try:
         if kept is None:
             return await _given_before(service, sample_id, digest)
-        offer = Offer(kept.image, feedback.label, sample_id, None)
+        refused = isinstance(feedback, NotLabelIn)
+        offer = Offer(kept.image, _name(feedback), sample_id, None, refused)
         (sample,) = await admittable(service, model, Offers([offer], many=False), caller)
         (receipt,) = await admit(service, [replace(sample, digest=digest)])
     except IdConflict as error:
@@ -67,8 +74,9 @@ async def give_feedback(
             "the picture with its right label to /samples",
         ) from error
     kept.feedback = sample_id
-    if not receipt.repeated:
-        service.metrics.feedback.labels(_verdict(kept, feedback)).inc()
+    verdict = _verdict(kept, feedback)
+    if verdict is not None and not receipt.repeated:
+        service.metrics.feedback.labels(verdict).inc()
     return receipt
 
 
@@ -83,5 +91,13 @@ async def _given_before(service: Service, sample_id: str, digest: str) -> Receip
     )
 
 
-def _verdict(kept: Kept, feedback: FeedbackIn) -> str:
-    return "right" if kept.lines[0]["label"] == feedback.label else "wrong"
+def _name(feedback: Feedback) -> str:
+    return feedback.not_label if isinstance(feedback, NotLabelIn) else feedback.label
+
+
+def _verdict(kept: Kept, feedback: Feedback) -> str | None:
+    """Return what the feedback says of the best line; None where another name was refused."""
+    best = kept.lines[0]["label"] == _name(feedback)
+    if isinstance(feedback, NotLabelIn):
+        return "wrong" if best else None
+    return "right" if best else "wrong"

@@ -22,11 +22,22 @@ PredictionId = Annotated[
 Order = Literal["newest", "uncertain"]
 
 
-class FeedbackIn(_Strict):
-    """What is really in a picture that was asked about."""
+class LabelIn(_Strict):
+    """What is in a picture that was asked about."""
 
     prediction_id: PredictionId
-    label: Label = Field(description="Name of the right class.", examples=["heron"])
+    label: Label = Field(
+        description="Name of the right class; or send `not_label`.", examples=["heron"]
+    )
+
+
+class NotLabelIn(_Strict):
+    """What is not in a picture that was asked about."""
+
+    prediction_id: PredictionId
+    not_label: Label = Field(
+        description="Name of a class that it is not of; or send `label`.", examples=["egret"]
+    )
 
 
 class KeptPredictionOut(_Strict):

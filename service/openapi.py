@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.auth import ANY, OPEN, ScopeTable
-from service.feedback_schemas import FeedbackIn
+from service.feedback_schemas import LabelIn, NotLabelIn
 from service.problems import KINDS, MEDIA_TYPE
 from service.schemas import (
     EXAMPLE_IMAGE,
@@ -129,7 +129,8 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 _SAMPLE = {"image": EXAMPLE_IMAGE, "label": "heron", "id": "first"}
 _SAMPLE_LINE = f'{{"image": "{EXAMPLE_IMAGE}", "label": "heron"}}\n'
 _QUERY = {"image": EXAMPLE_IMAGE, "labels": ["heron", "egret"], "top": 2}
-_FEEDBACK = {"prediction_id": PREDICTION_ID, "label": "heron"}
+_LABEL = {"prediction_id": PREDICTION_ID, "label": "heron"}
+_NOT_LABEL = {"prediction_id": PREDICTION_ID, "not_label": "egret"}
 
 SAMPLES: dict[str, Any] = {
     "parameters": [
@@ -161,8 +162,8 @@ FEEDBACK: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": _schema(FeedbackIn),
-                "examples": {"label": {"value": _FEEDBACK}},
+                "schema": {"oneOf": [_schema(LabelIn), _schema(NotLabelIn)]},
+                "examples": {"label": {"value": _LABEL}, "not_label": {"value": _NOT_LABEL}},
             }
         },
     },

@@ -125,11 +125,12 @@ def _success(operation: Schema) -> Schema:
 
 
 def _properties(schema: Schema, schemas: Schema) -> Schema:
-    """Return the fields of an object, or of the objects of a list of them."""
+    """Return the fields of an object, of any of several kinds, or of the objects of a list."""
     schema = _resolved(schema, schemas)
     for several in ("oneOf", "anyOf"):
         if several in schema:
-            return _properties(schema[several][0], schemas)
+            kinds = [_properties(kind, schemas) for kind in schema[several]]
+            return {name: field for kind in kinds for name, field in kind.items()}
     if schema.get("type") == "array":
         return _properties(schema["items"], schemas)
     found: Schema = schema.get("properties", {})

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from everlens.bus.admission import Admittable
 from everlens.errors import ImageError
 from everlens.pixels import Pixels, encode_pixels
-from everlens.records import Receipt, Sample
+from everlens.records import EntryKind, Receipt, Rejection, Sample
 from everlens.settings import Settings
-from everlens.wire import encode_sample
+from everlens.wire import encode_rejection, encode_sample
 from service import body
 from service.auth import Caller
 from service.context import Model, Service
@@ -38,6 +38,7 @@ class Offer:
     label: str
     id: str | None
     text: str | None
+    refused: bool = False  # the label is what the picture is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,8 @@ async def admittable(
     unfit = await model.first_unfit([offer.label for offer in offers.items])
     if unfit is not None:
         message = "is longer than what the text tower reads; shorten it"
-        raise field_problem("label", message, index=unfit if offers.many else None)
+        field = "not_label" if offers.items[unfit].refused else "label"
+        raise field_problem(field, message, index=unfit if offers.many else None)
     samples, errors, kinds = [], [], []
     # One after the other, so that a long list leaves the pool's places to other requests.
     for index, offer in enumerate(offers.items):
@@ -218,11 +220,17 @@ def prepared(offer: Offer, pixels: Pixels, caller: Caller) -> Admittable:
     digest = hashlib.sha256(orjson.dumps([offer.label, offer.text]))
     digest.update(offer.image)
     sample_id = offer.id or uuid.uuid4().hex
-    sample = Sample(sample_id, offer.label, encode_pixels(pixels), offer.text)
+    image = encode_pixels(pixels)
+    if offer.refused:
+        payload = encode_rejection(Rejection(sample_id, offer.label, image))
+        # No label of its own: to say that something is no heron makes no class of herons.
+        return Admittable(
+            sample_id, digest.hexdigest(), payload, tenant=caller.id, kind=EntryKind.REJECT
+        )
     return Admittable(
         id=sample_id,
         digest=digest.hexdigest(),
-        payload=encode_sample(sample),
+        payload=encode_sample(Sample(sample_id, offer.label, image, offer.text)),
         label=offer.label,
         tenant=caller.id,
         may_be_new="classes" in caller.scopes,

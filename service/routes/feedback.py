@@ -1,4 +1,4 @@
-"""`/feedback`: what is really in a picture that was asked about. ①②"""
+"""`/feedback`: what is in a picture that was asked about, or what is not. ①②"""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ router = APIRouter(tags=["feedback"])
 )
 async def post_feedback(request: Request) -> Response:
     """
-    The picture that was asked about becomes a sample with this label, without being sent again.
+    With `label` the picture that was asked about becomes a sample, without being sent again; with
+    `not_label` it is held against that class.
 
-    It is a sample like any other: scored by the version that serves when it comes to the learner,
-    then learnt; `GET /samples/{id}` says by which version. A prediction gets feedback once.
+    Scored by the version that serves when it comes to the learner, then learnt: `GET /samples/{id}`
+    says by which version. A prediction gets feedback once.
     """
     service = service_of(request)
     model = service.loaded()

@@ -109,7 +109,7 @@ async def get_versions(
     responses={200: {"model": VersionOut}, **openapi.problems(404, 422, 503)},
 )
 async def get_version(
-    request: Request, version: Annotated[int, Path(ge=0, le=INTEGER_MAX)]
+    request: Request, version: Annotated[int, Path(ge=0, le=INTEGER_MAX, examples=[1])]
 ) -> Response:
     """One version of the lineage; 0 is the frozen base model."""
     if version == 0:

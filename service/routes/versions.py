@@ -17,8 +17,10 @@ from service.schemas import PinOut, ReceiptOut
 router = APIRouter(tags=["versions"])
 
 _INTEGER_MAX = 2**53 - 1  # what JSON's readers agree on
-Version = Annotated[int, Path(ge=0, le=_INTEGER_MAX, description="Of GET /versions.")]
-PinnedVersion = Annotated[int, Path(ge=1, le=_INTEGER_MAX, description="Of GET /versions.")]
+Version = Annotated[int, Path(ge=0, le=_INTEGER_MAX, description="Of GET /versions.", examples=[1])]
+PinnedVersion = Annotated[
+    int, Path(ge=1, le=_INTEGER_MAX, description="Of GET /versions.", examples=[1])
+]
 
 
 @router.post(

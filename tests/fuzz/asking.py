@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 
 from bench.tiny_clip import write_tiny_clip
-from tests.fuzz.hooks import WHOLE
 from tests.system.processes import ROOT, Started, clean_environment, everlens_up, free_port, started
 
 _READY_S = 120
@@ -33,10 +32,12 @@ def running(folder: Path, **settings: str) -> Iterator[tuple[Started, str]]:
     with started(everlens_up(), environment, folder / "up.log") as launcher:
         launcher.until_said("Ctrl-C here stops everything", _READY_S)
         url = f"http://127.0.0.1:{port}"
-        sample = {"label": "heron", "id": "first"}
-        httpx.post(f"{url}/samples", data=sample, files={"image": WHOLE[0]}).raise_for_status()
-        query = {"wait_for": "first"}
-        httpx.post(f"{url}/classify", data=query, files={"image": WHOLE[0]}).raise_for_status()
+        teach = httpx.get(f"{url}/openapi.json").json()["paths"]["/samples"]["post"]
+        examples = teach["requestBody"]["content"]["application/json"]["examples"]
+        sample = examples["one"]["value"]
+        httpx.post(f"{url}/samples", json=sample).raise_for_status()
+        query = {"image": sample["image"], "wait_for": sample["id"]}
+        httpx.post(f"{url}/classify", json=query).raise_for_status()
         yield launcher, url
 
 

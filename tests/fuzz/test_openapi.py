@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.fuzz.asking import requests_by_status, running, schemathesis
+from tests.fuzz.examples import NotShown, ask_as_shown
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -29,6 +30,38 @@ def url(folder: Path) -> Iterator[str]:
     """A running everlens."""
     with running(folder) as (_, url):
         yield url
+
+
+def test_what_is_shown_works(url: str) -> None:
+    """Each request that the description shows is answered as it says, and links lead to routes."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        document = client.get("/openapi.json").json()
+        assert ask_as_shown(document, client) == []
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    links = [
+        link["operationId"]
+        for operation in operations
+        for about in operation["responses"].values()
+        for link in about.get("links", {}).values()
+    ]
+    assert links
+    assert set(links) <= {operation["operationId"] for operation in operations}
+
+
+def test_an_example_that_does_not_work_is_found(url: str) -> None:
+    """An example with an unknown field, or none where one is needed, does not pass."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        document = client.get("/openapi.json").json()
+        ask = document["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]
+        document["paths"] = {"/classify": document["paths"]["/classify"]}
+        ask["examples"]["one"]["value"]["lables"] = ["heron"]
+        (complaint,) = ask_as_shown(document, client)
+        assert "lables" in complaint
+        ask["examples"]["one"]["x-status"] = 422
+        assert ask_as_shown(document, client) == []
+        del ask["examples"]
+        with pytest.raises(NotShown):
+            ask_as_shown(document, client)
 
 
 def test_every_answer_is_a_documented_one(folder: Path, url: str) -> None:

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from everlens.keys import SCOPES, add_key
+from everlens.records import EntryKind
 from everlens.settings import Settings
-from everlens.wire import decode_sample
+from everlens.wire import decode_rejection, decode_sample
 from service.schemas import ReceiptOut
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
@@ -69,6 +70,24 @@ async def test_the_same_feedback_changes_nothing_and_other_feedback_is_a_conflic
     assert api.seq == 1
 
 
+async def test_a_refused_name_is_an_entry_of_its_own(api: Api, photo):
+    """`not_label` puts the picture and the name into the log as a rejection; no class comes of it."""
+    prediction_id = await asked(api, photo)
+    body = {"prediction_id": prediction_id, "not_label": "heron"}
+    response = await api.client.post("/feedback", json=body)
+    assert (response.status_code, response.json()["id"]) == (202, f"feedback-{prediction_id}")
+    assert (await api.client.post("/feedback", json=body)).status_code == 200
+    problem(await corrected(api, prediction_id, "heron"), 409, "id-conflict")
+    await api.teach("egret", photo)
+    refused, posted = api.stream.read(0, 10)
+    assert refused.kind is EntryKind.REJECT
+    rejection = decode_rejection(refused.payload)
+    assert rejection.label == "heron"
+    assert rejection.image == decode_sample(posted.payload).image
+    known = api.stream.client.smembers(api.stream.keys.labels)
+    assert known == {b"egret"}
+
+
 async def test_feedback_sent_again_is_known_to_every_replica(
     api: Api, started: Start, settings: Settings, photo, tmp_path
 ):
@@ -115,9 +134,14 @@ async def test_what_the_answer_had_said_is_counted(api: Api, photo):
         await corrected(api, answer["prediction_id"], best)
     for label in ("heron", answer["predictions"][1]["label"]):
         await corrected(api, await asked(api, photo), label)
+    for place in (0, 1):  # of the best line something is said, of the second nothing
+        answer = (await api.ask(photo, labels=LABELS)).json()
+        refused = answer["predictions"][place]["label"]
+        body = {"prediction_id": answer["prediction_id"], "not_label": refused}
+        assert (await api.client.post("/feedback", json=body)).is_success
     text = (await api.client.get("/metrics")).text
     assert 'everlens_feedback_total{verdict="right"} 1.0' in text
-    assert 'everlens_feedback_total{verdict="wrong"} 2.0' in text
+    assert 'everlens_feedback_total{verdict="wrong"} 3.0' in text
 
 
 async def test_bad_fields_are_named(api: Api):
@@ -125,6 +149,9 @@ async def test_bad_fields_are_named(api: Api):
     for body, field in (
         ({"prediction_id": "x"}, "label"),
         ({"label": "heron"}, "prediction_id"),
+        ({"prediction_id": "x", "label": "heron", "not_label": "egret"}, "not_label"),
+        ({"prediction_id": "x", "not_label": " "}, "not_label"),
+        ({"prediction_id": "x", "not_label": None}, "not_label"),
         ({"prediction_id": "x" * 65, "label": "heron"}, "prediction_id"),
         ({"prediction_id": 7, "label": "heron"}, "prediction_id"),
         ({"prediction_id": "x", "label": "\u202eheron"}, "label"),

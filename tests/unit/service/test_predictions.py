@@ -164,19 +164,18 @@ async def test_answers_are_listed_as_they_were_given(api: Api, photos):
 @pytest.mark.anyio
 async def test_a_picture_comes_back_as_it_was_sent(api: Api, photo):
     """Every way and format of asking: the same bytes, with their type, and shown as nothing else."""
-    fields = {"labels": LABELS}
     small = Image.open(io.BytesIO(photo)).resize((64, 64))
     for kind in ("JPEG", "PNG", "WEBP"):
         image, media = encoded(small, kind), f"image/{kind.lower()}"
-        raw = {"content": image, "params": fields, "headers": {"content-type": media}}
-        ids = [
-            (await api.ask(image, **fields)).json()["prediction_id"],
-            (await api.client.post("/classify", **raw)).json()["prediction_id"],
-            (await api.client.post("/classify", data=fields, files={"image": image})).json()[
-                "prediction_id"
-            ],
+        headers = {"content-type": media}
+        answers = [
+            await api.ask(image, labels=LABELS),
+            await api.client.post(
+                "/classify", content=image, params={"labels": LABELS}, headers=headers
+            ),
+            await api.client.post("/classify", data={"labels": LABELS}, files={"image": image}),
         ]
-        for prediction_id in ids:
+        for prediction_id in [answer.json()["prediction_id"] for answer in answers]:
             picture = await api.client.get(f"/predictions/{prediction_id}/image")
             assert picture.content == image
             assert picture.headers["content-type"] == media
