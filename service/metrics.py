@@ -73,6 +73,8 @@ class Metrics:
             ("verdict",),
             registry=registry,
         )
+        for verdict in ("right", "wrong"):  # a rate over a series needs its zero
+            self.feedback.labels(verdict)
         self.swaps = Counter("everlens_swaps_total", "Versions swapped in.", registry=registry)
         self.swap_seconds = Histogram(
             "everlens_swap_seconds",
