@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from everlens.client import Client, Image
+from everlens.client.folder import class_files
 from everlens.errors import SettingsError
 
 HELD_OUT = 8  # pictures of each class that are asked for and never taught
 SIZE = 128  # of a digit, from the 8 pixels that it has
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _SEED = 0
 _ASKING_AT_ONCE = 4  # so that the service answers several in one forward pass
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -69,22 +69,19 @@ def folder(root: Path, per_class: int, classes: int) -> list[ClassPictures]:
     Raises:
         SettingsError: no such folder, or no class in it with at least two pictures.
     """
-    if not root.is_dir():
-        raise SettingsError(f"{root} is not a folder; --folder needs one with a folder a class")
+    files: dict[str, list[Path]] = {}
+    for file in class_files(root):
+        files.setdefault(file.label, []).append(file.path)
     found = []
-    for place in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in SUFFIXES)
-        random.Random(f"{_SEED} {place.name}").shuffle(files)
-        if len(files) > 1:
+    for name, paths in files.items():
+        random.Random(f"{_SEED} {name}").shuffle(paths)
+        if len(paths) > 1:
             # Where there are few, a third is held out, and at least one is taught.
-            held_out = max(1, min(HELD_OUT, len(files) // 3))
-            taught = files[held_out : held_out + per_class]
-            name = place.name.replace("_", " ")
-            found.append(ClassPictures(name, tuple(taught), tuple(files[:held_out])))
+            held_out = max(1, min(HELD_OUT, len(paths) // 3))
+            taught = paths[held_out : held_out + per_class]
+            found.append(ClassPictures(name, tuple(taught), tuple(paths[:held_out])))
     if not found:
-        raise SettingsError(
-            f"{root} holds no folder with two or more pictures ({', '.join(sorted(SUFFIXES))})"
-        )
+        raise SettingsError(f"no folder of {root} holds two or more pictures; add some")
     return found[:classes]
 
 
@@ -118,11 +115,10 @@ class Lesson:
         seen = [*known, new]
         before = self._accuracy(seen)
         began = time.monotonic()
-        receipts = []
-        for receipt in self.client.learn_many((picture, new.name) for picture in new.taught):
-            receipts.append(receipt)
+        receipts = self.client.learn_many((picture, new.name) for picture in new.taught)
+        for _ in receipts:
             self.done()
-        version = self.client.wait(receipts[-1].id).version or 0
+        version = self.client.wait(receipts[-1]).version or 0
         learnt_in_s = time.monotonic() - began
         return Step(
             new.name, len(receipts), before, self._accuracy(seen), learnt_in_s, version=version

@@ -1,0 +1,1 @@
+"""The commands, one a file: `add` says its words to the parser, `run` does it."""
