@@ -12,13 +12,15 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from everlens.client.batches import in_batches
+from everlens.client.batches import COUNT_MAX, in_batches
 from everlens.client.pictures import Image, Picture, as_text, file_bytes, opened
 from everlens.client.refusals import ask, ask_bytes
 from everlens.client.results import Answer, KeptPrediction, Receipt, SampleState, read
 from everlens.client.steps import Plan, Request, aside
 
 Vectors = NDArray[np.float32]
+
+_EXPLAINED_MAX = 8  # in one request: each brings pictures of its own
 
 
 def classify(
@@ -71,7 +73,9 @@ def classify_many(
         said = yield from ask("POST", "/classify", body)
         answers.extend(_answer(one, q.picture) for one, q in zip(said, batch, strict=True))
 
-    yield from in_batches((partial(_question, image) for image in images), send)
+    count_max = _EXPLAINED_MAX if explain else COUNT_MAX
+    questions = (partial(_question, image) for image in images)
+    yield from in_batches(questions, send, count_max=count_max)
     return answers
 
 

@@ -22,7 +22,10 @@ Item = TypeVar("Item", bound=Sized)
 
 
 def in_batches(
-    items: Iterable[Callable[[], Item]], send: Callable[[list[Item]], Plan[None]]
+    items: Iterable[Callable[[], Item]],
+    send: Callable[[list[Item]], Plan[None]],
+    *,
+    count_max: int = COUNT_MAX,
 ) -> Plan[None]:
     """
     Open the items one after the other, and send them in batches.
@@ -30,11 +33,12 @@ def in_batches(
     Args:
         items: each returns one item when it is called; that may block.
         send: a plan that sends a batch, which is never empty.
+        count_max: how many a batch has at most.
     """
     batch: list[Item] = []
     for open_one in items:
         item = yield from aside(open_one)
-        full = len(batch) == COUNT_MAX or sum(each.size for each in batch) + item.size > BYTES_MAX
+        full = len(batch) == count_max or sum(each.size for each in batch) + item.size > BYTES_MAX
         if batch and full:
             yield from send(batch)
             batch = []

@@ -29,6 +29,7 @@ from everlens.client.steps import Pause, Plan, aside
 
 _POLL_S = 0.05  # the first; each next is longer
 _POLL_S_MAX = 0.5
+_CONFLICT = "id-conflict"
 
 
 def learn(
@@ -171,8 +172,8 @@ def correct(prediction: Answer | KeptPrediction | str, label: str) -> Plan[Recei
     Say what a picture that was asked about really shows.
 
     Where the service no longer has the prediction, the picture of an `Answer` is sent again, if it
-    is still at hand: as the very sample that the correction would have been, under the same id, so
-    that it is learnt once, however often and through whichever replica it is said.
+    is still at hand. It goes under the id that the correction would have had, so that the two are
+    never both learnt, however often and through whichever replica it is said.
 
     Args:
         prediction: an answer, or its `prediction_id`.
@@ -187,13 +188,19 @@ def correct(prediction: Answer | KeptPrediction | str, label: str) -> Plan[Recei
         return read(Receipt, (yield from ask("POST", "/feedback", body)))
     except ApiError as refused:
         picture = prediction.picture if isinstance(prediction, Answer) else None
-        if refused.kind != "unknown-prediction" or picture is None:
+        # A conflict may be with this very picture, sent before.
+        if refused.kind not in {"unknown-prediction", _CONFLICT} or picture is None:
             raise
         content = yield from aside(picture.read)
         if content is None:
             refused.add_note(f"{picture.path} is no longer the picture that was asked about")
             raise
-    return (yield from learn(content, label, id=f"feedback-{prediction_id}"))
+        try:
+            return (yield from learn(content, label, id=f"feedback-{prediction_id}"))
+        except ApiError as again:
+            if again.kind == _CONFLICT and refused.kind == _CONFLICT:
+                raise refused from None  # it has the better words
+            raise
 
 
 def reject(prediction: Answer | KeptPrediction | str, name: str) -> Plan[Receipt]:
@@ -233,7 +240,10 @@ def forget_class(name: str) -> Plan[Receipt]:
     Raises:
         ApiError: 404 when no such class is learnt.
     """
-    return read(Receipt, (yield from ask("DELETE", f"/classes/{quote(name, safe='')}")))
+    # A key, so that what is sent again after a lost answer is done once.
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    path = f"/classes/{quote(name, safe='')}"
+    return read(Receipt, (yield from ask("DELETE", path, headers=key)))
 
 
 def sample(sample: str | Receipt) -> Plan[SampleState]:

@@ -277,6 +277,19 @@ def test_correction_of_a_prediction_that_is_gone_sends_the_picture() -> None:
             Course(teaching.correct(asked, "dog"), gone)
 
 
+def test_correction_is_one_sample_whichever_way_it_went() -> None:
+    """Said again after the picture was sent, it is that sample; with another name, it is refused."""
+    other = said({"title": "other feedback", "type": "/problems/id-conflict"}, 409)
+    used = said({"title": "id used", "type": "/problems/id-conflict"}, 409)
+    answer = Course(asking.classify(PICTURE), said(ANSWER)).result
+
+    course = Course(teaching.correct(answer, "dog"), other, said(RECEIPT))
+
+    assert course.result == Receipt("x", 5, "accepted")
+    with pytest.raises(ApiError, match="other feedback"):
+        Course(teaching.correct(answer, "dog"), other, used)
+
+
 def test_correction_never_sends_another_picture(tmp_path: Path) -> None:
     """A file that is another one by now is not taught under the name of the old."""
     file = tmp_path / "now.jpg"

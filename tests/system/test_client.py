@@ -1,0 +1,262 @@
+"""
+The Python client and the commands on it, against a running everlens that asks for a key.
+
+A small random model: what is seen here is that each verb does what it says, not how well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from bench.tiny_clip import write_tiny_clip
+from everlens import ApiError, AsyncClient, Client
+from everlens.cli import main
+from everlens.keys import SCOPES, Scope, add_key
+from tests.system.processes import clean_environment, everlens_up, free_port, started
+
+pytestmark = pytest.mark.system
+
+READY_S = 240.0  # also on a loaded machine
+LEARNT_S = 240.0
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+class Running(NamedTuple):
+    """Where an everlens answers, a key that may do everything, and one that may only ask."""
+
+    url: str
+    key: str
+    asking: str
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """One `everlens up` for all tests of this file; each teaches classes of its own."""
+    data_dir, port = Path(f"/tmp/everlens-{os.getpid()}-client"), free_port()
+    data_dir.mkdir()
+    model = write_tiny_clip(data_dir / "tiny-vit")
+    environment = clean_environment(
+        data_dir=str(data_dir), port=str(port), model=str(model), pretrained="random"
+    )
+
+    def made(*scopes: Scope) -> str:
+        return add_key(data_dir / "keys.json", "test", scopes=scopes, now=datetime.now(UTC))[1]
+
+    keys = made(*SCOPES), made("classify", "learn", "classes")
+    try:
+        with started(everlens_up(), environment, data_dir / "up.log") as launcher:
+            launcher.until_said("Ctrl-C here stops everything", READY_S)
+            yield Running(f"http://127.0.0.1:{port}", *keys)
+    finally:
+        shutil.rmtree(data_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Client]:
+    """A client that may do everything."""
+    with Client(running.url, api_key=running.key) as client:
+        yield client
+
+
+@pytest.fixture
+def say(
+    running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Say:
+    """A function that runs a command with the key; returns its exit code and what it printed."""
+    monkeypatch.setenv("EVERLENS_API_KEY", running.key)
+
+    def run(command: str, *words: str) -> tuple[int, str, str]:
+        code = main([command, *words, "--url", running.url])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def picture(seed: int) -> PIL.Image.Image:
+    """Return a picture of one colour with some noise; another seed is another class."""
+    rng = np.random.default_rng(seed)
+    colour = rng.integers(0, 256, 3)
+    noise = rng.normal(0, 12, (48, 48, 3))
+    return PIL.Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
+
+
+def test_a_label_is_known_in_the_next_answer(client: Client) -> None:
+    """Learn, wait, ask: of files, arrays and images alike, one by one and in batches."""
+    one, other = picture(1), picture(2)
+    first = client.learn(one, "first")
+    (second,) = client.learn_many([(np.asarray(other), "second")])
+    names = ["first", "second"]
+    state = client.wait(first, within_s=LEARNT_S)
+    client.wait(second, within_s=LEARNT_S)
+
+    answers = [client.classify(one, names, wait_for=second), *client.classify_many([one, other])]
+    frozen = client.classify(one, names, version=0)
+
+    assert [answer.best.label for answer in answers] == ["first", "first", "second"]
+    assert answers[0].known is not None
+    assert frozen.version == 0
+    assert (state.status, state.id) == ("learnt", first.id)
+    assert state.version is not None
+    assert {known.label for known in client.classes()} >= set(names)
+    assert client.class_("first").samples == 1
+    assert client.versions(limit=1)[0].version >= state.version
+    assert client.learning().accepted_through >= second.seq
+    assert client.ready()
+
+
+def test_the_same_verbs_are_awaited(running: Running) -> None:
+    """An event loop asks several at once, and gets the same results."""
+
+    async def go() -> None:
+        async with AsyncClient(running.url, api_key=running.key) as client:
+            receipts = await asyncio.gather(
+                *(client.learn(picture(seed), f"awaited {seed}") for seed in (11, 12))
+            )
+            last = max(receipts, key=lambda receipt: receipt.seq)
+            answers = await asyncio.gather(
+                *(client.classify(picture(seed), wait_for=last) for seed in (11, 12))
+            )
+            state = await client.wait(receipts[0], within_s=LEARNT_S)
+            assert [answer.best.label for answer in answers] == ["awaited 11", "awaited 12"]
+            assert state.status == "learnt"
+            assert await client.ready()
+            with pytest.raises(ApiError, match="no sample with this id"):
+                await client.sample("nobody's")
+
+    asyncio.run(go())
+
+
+def test_folder_goes_on_where_it_stopped(client: Client, running: Running, tmp_path: Path) -> None:
+    """What is there already is not learnt again; what is no picture is skipped, with its reason."""
+    for seed in (21, 22, 23):
+        place = tmp_path / f"folder_{seed % 2}"
+        place.mkdir(exist_ok=True)
+        picture(seed).save(place / f"{seed}.png")
+    (tmp_path / "folder_1" / "broken.jpg").write_bytes(b"no picture")
+
+    first = client.learn_folder(tmp_path)
+    picture(24).save(tmp_path / "folder_0" / "24.png")
+    shutil.copy(tmp_path / "folder_0" / "24.png", tmp_path / "folder_0" / "copy.png")
+    second, third = client.learn_folder(tmp_path), client.learn_folder(tmp_path)
+    assert third.last is not None
+    client.wait(third.last, within_s=LEARNT_S)
+    counts = {known.label: known.samples for known in client.classes()}
+    with Client(running.url, api_key=running.asking) as without_read:
+        blind = without_read.learn_folder(tmp_path)
+
+    assert [(r.taken, r.new) for r in (first, second, third, blind)] == [
+        (3, 3),
+        (5, 1),
+        (5, 0),
+        (5, None),
+    ]
+    assert [(Path(each.path).name, "not a picture" in each.reason) for each in first.skipped] == [
+        ("broken.jpg", True)
+    ]
+    assert (counts["folder 0"], counts["folder 1"]) == (2, 2)
+
+
+def test_versions_are_pinned_and_activated(client: Client) -> None:
+    """A pin is seen in `learning` and taken off again; an activation becomes a version."""
+    version = client.wait(client.learn(picture(31), "pinned"), within_s=LEARNT_S).version
+    assert version is not None
+
+    assert client.pin(version) == version
+    assert client.learning().pinned == version
+    assert client.unpin() is None
+    assert client.unpin() is None
+    state = client.wait(client.activate(version), within_s=LEARNT_S)
+
+    assert state.status == "learnt"
+    assert client.versions()[0].restored_from == version
+
+
+def test_refusals_have_the_services_words(client: Client, running: Running) -> None:
+    """Bad fields, a missing key and a missing scope are errors that say what to do."""
+    with pytest.raises(ApiError) as fields:
+        client.classify(picture(1), ["a", "a"])
+    with Client(running.url, api_key="") as stranger, pytest.raises(ApiError) as no_key:
+        stranger.classes()
+    with Client(running.url, api_key=running.asking) as asking, pytest.raises(ApiError) as scope:
+        asking.pin(1)
+
+    assert (fields.value.status, fields.value.errors[0].field) == (422, "labels")
+    assert (no_key.value.status, no_key.value.kind) == (401, "no-key")
+    assert (scope.value.status, scope.value.kind) == (403, "scope-missing")
+    assert "everlens keys add" in str(scope.value)
+
+
+def test_service_that_is_not_there_is_status_zero() -> None:
+    """A refused connection names the address and what to start; it is not ready either."""
+    with Client("http://127.0.0.1:9", api_key="") as client:
+        with pytest.raises(ApiError, match=r"http://127\.0\.0\.1:9: .*everlens up") as refused:
+            client.classes()
+        assert refused.value.status == 0
+        assert not client.ready()
+
+
+def test_commands_teach_and_ask(say: Say, tmp_path: Path) -> None:
+    """`learn`, `classify` and `status` say what happened; `--json` is a line a picture."""
+    file = tmp_path / "a picture.png"
+    picture(41).save(file)
+
+    taught = say("learn", str(file), "com[m]anded", "--id", "command-1", "--wait")
+    asked = say("classify", str(file), str(file), "--json")
+    shown = say("classify", str(file), "--labels", "com[m]anded, x", "--wait-for", "command-1")
+    told = say("status")
+
+    assert taught[0] == 0
+    assert "command-1" in taught[1]
+    assert "learnt by version" in taught[1]
+    lines = [json.loads(line) for line in asked[1].splitlines()]
+    assert [line["file"] for line in lines] == [str(file)] * 2
+    assert lines[0]["predictions"][0]["label"] == "com[m]anded"
+    assert "com[m]anded" in shown[1]
+    assert "1 label" in shown[1]
+    assert told[0] == 0
+    assert ", ready" in told[1]
+
+
+def test_command_teaches_a_folder(say: Say, tmp_path: Path) -> None:
+    """It counts what is new; a skipped file is named, and makes the exit code 1."""
+    (tmp_path / "com_folder").mkdir()
+    picture(51).save(tmp_path / "com_folder" / "51.png")
+
+    assert say("learn", "--folder", str(tmp_path), "--wait")[0] == 0
+    (tmp_path / "com_folder" / "broken.png").touch()
+    code, out, err = say("learn", "--folder", str(tmp_path))
+
+    assert (code, out) == (1, "1 pictures accepted, 0 of them new; 1 skipped\n")
+    assert f"skipped {tmp_path / 'com_folder' / 'broken.png'}: " in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("classify", "nowhere.jpg"), "nowhere.jpg: No such file"),
+        (("learn", "only-a-file.jpg"), "everlens learn FILE LABEL"),
+        (("learn", "--folder", "nowhere"), "nowhere is not a folder"),
+        (("correct", "p1"), "say the right name"),
+        (("forget",), "say the id of a sample"),
+    ],
+)
+def test_commands_said_wrongly_are_a_sentence(
+    words: tuple[str, ...], sentence: str, say: Say
+) -> None:
+    """One line on standard error and exit code 2."""
+    code, out, err = say(*words)
+
+    assert (code, out) == (2, "")
+    assert sentence in err
