@@ -260,6 +260,8 @@ def wait(sample: str | Receipt, *, within_s: float = 60.0) -> Plan[SampleState]:
     """
     Return when a sample was learnt, or is dead.
 
+    The service takes a version up a moment later; `classify(..., wait_for=...)` waits for that too.
+
     Raises:
         ApiError: 404 when it is not known, 504 when it took longer than `within_s`.
     """

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from everlens.client import Answer, Explanation
 from everlens.client.results import by_version, percent, plain, printable
-from everlens.commands.asking import add_url, client_of, files_given, positive
+from everlens.commands.reaching import add_url, client_of, files_given, positive
 from everlens.settings import Settings
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from everlens.commands.asking import add_url, client_of
+from everlens.commands.reaching import add_url, client_of
 from everlens.errors import SettingsError
 from everlens.settings import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from everlens.commands.asking import add_url, client_of
+from everlens.commands.reaching import add_url, client_of
 from everlens.settings import Settings
 
 if TYPE_CHECKING:

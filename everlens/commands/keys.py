@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from everlens import issue
-from everlens.commands.asking import positive
+from everlens.commands.reaching import positive
 from everlens.keys import DEFAULT_SCOPES, SCOPES
 from everlens.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from everlens.client import Client, Receipt
 from everlens.client.results import printable
-from everlens.commands.asking import EXIT_FAILED, add_url, client_of, files_given
+from everlens.commands.reaching import EXIT_FAILED, add_url, client_of, files_given
 from everlens.errors import SettingsError
 from everlens.settings import Settings
 

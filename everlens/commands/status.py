@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from everlens.client import Client
-from everlens.commands.asking import EXIT_FAILED, add_url, client_of
+from everlens.commands.reaching import EXIT_FAILED, add_url, client_of
 from everlens.commands.watching import watch
 from everlens.settings import Settings
 

@@ -152,6 +152,7 @@ def test_folder_goes_on_where_it_stopped(client: Client, running: Running, tmp_p
     second, third = client.learn_folder(tmp_path), client.learn_folder(tmp_path)
     assert third.last is not None
     client.wait(third.last, within_s=LEARNT_S)
+    client.classify(picture(21), wait_for=third.last)  # so that what serves knows it too
     counts = {known.label: known.samples for known in client.classes()}
     with Client(running.url, api_key=running.asking) as without_read:
         blind = without_read.learn_folder(tmp_path)

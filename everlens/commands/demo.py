@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from everlens.commands.asking import add_url, positive, url_of
+from everlens.commands.reaching import add_url, positive, url_of
 from everlens.demo import demo
 from everlens.settings import Settings
 
