@@ -21,7 +21,10 @@ from service.routes import (
     forgetting,
     health,
     holding,
+    hugging_face,
     insight,
+    kserve,
+    openai,
     predictions,
     samples,
     versions,
@@ -79,6 +82,9 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         versions,
         forgetting,
         holding,
+        hugging_face,
+        kserve,
+        openai,
         health,
     ):
         app.include_router(routes.router, responses=openapi.EVERYWHERE)

@@ -118,16 +118,27 @@ class Batcher:
         Raises:
             Problem: 503 when too many queries wait.
         """
-        if self._queued + len(queries) > self.queued_max:
-            raise Problem("busy", "too many queries wait; send this again", retry_after_s=1)
-        self._queued += len(queries)
-        self.metrics.queue_depth.set(self._queued)
-        try:
+        with self.places(len(queries)):
             future: asyncio.Future[list[Answer]] = self._loop.create_future()
             self._queue.put(_Ask(queries, future))
             return await future
+
+    @contextlib.contextmanager
+    def places(self, count: int) -> Iterator[None]:
+        """
+        Hold so many places of the queue.
+
+        Raises:
+            Problem: 503 when too many queries wait.
+        """
+        if self._queued + count > self.queued_max:
+            raise Problem("busy", "too many queries wait; send this again", retry_after_s=1)
+        self._queued += count
+        self.metrics.queue_depth.set(self._queued)
+        try:
+            yield
         finally:
-            self._queued -= len(queries)
+            self._queued -= count
             self.metrics.queue_depth.set(self._queued)
 
     async def call(self, function: Callable[[], Result]) -> Result:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.problems import Problem, field_error, field_problem, fields_problem
+from service.schemas import FieldErrors, validated
 
 JSON = "application/json"
 NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 FORM = "multipart/form-data"
 RAW = {"image/jpeg", "image/jpg", "image/png", "image/webp", "application/octet-stream"}
 
+_ERRORS_MAX = 16
 _DEPTH_MAX = 32
 _BRACKETS_MAX = 20_000
 # The largest request of ours, 64 pictures with 1,000 names each, has under 200,000.
@@ -28,6 +31,8 @@ _FIELD_BYTES_MAX = 64 * 1024
 _BOUNDARY = re.compile(r"[\w'()+,./:=?-]([\w'()+,./:=? -]{0,68}[\w'()+,./:=?-])?", re.ASCII)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:,'))
 _OPENING = frozenset(b"[{")
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 def media_type(request: Request) -> str:
@@ -55,6 +60,22 @@ def without_parameters(request: Request) -> None:
                 for name in request.query_params
             ]
         )
+
+
+async def json_as(request: Request, model: type[Shape]) -> Shape:
+    """
+    Return the body, one JSON object, as a model.
+
+    Raises:
+        Problem: another content type, query parameters, not JSON, or bad fields.
+    """
+    without_parameters(request)
+    if media_type(request) != JSON:
+        raise unsupported(request, JSON)
+    try:
+        return validated(model, parse_json(await request.body()))
+    except FieldErrors as error:
+        raise fields_problem(error.errors[:_ERRORS_MAX]) from error
 
 
 def parse_json(content: bytes) -> Any:

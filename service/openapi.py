@@ -26,6 +26,8 @@ PREDICTION_ID = "4349f436c5d94a2b8f6e1d7a0b3c2e59"
 
 _REFERENCE = "#/components/schemas/{model}"
 
+_PARTS: dict[str, Any] = {}  # models inside the bodies of `json_body`, by their names
+
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}
 
 
@@ -51,7 +53,7 @@ def install(app: FastAPI, table: ScopeTable) -> None:
 
     def described() -> dict[str, Any]:
         document = describe()
-        document["components"]["schemas"].update(problem["$defs"])
+        document["components"]["schemas"].update(problem["$defs"] | _PARTS)
         _add_keys(document, table)
         return document
 
@@ -94,6 +96,13 @@ def _one_or_many(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
         "schema": {"oneOf": [one, {"type": "array", "items": one}]},
         "examples": {name: {"value": value} for name, value in examples.items()},
     }
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body that is one JSON object; its parts go to the components."""
+    schema = model.model_json_schema(ref_template=_REFERENCE)
+    _PARTS.update(schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "unknown-sample": (404, "There is no such sample"),
     "unknown-prediction": (404, "There is no such prediction"),
     "unknown-class": (404, "There is no such class"),
+    "unknown-model": (404, "There is no such model"),
     "unknown-version": (404, "There is no such version"),
     "method-not-allowed": (405, "The route does not take this method"),
     "head-timeout": (408, "The head came too slowly"),
@@ -67,6 +68,9 @@ KINDS: dict[str, tuple[int, str]] = {
     "not-ready": (503, "The service is not ready yet"),
     "not-learnt-in-time": (504, "The sample was not learnt in time"),
 }
+
+# Where clients of neighbours' protocols look for the sentence: KServe and Hugging Face, OpenAI.
+_ALSO_IN = {"v2": "error", "hf": "error", "v1": "message", "embeddings": "message"}
 
 _OF_STATUS = {
     400: "bad-request",
@@ -117,6 +121,9 @@ class Problem(Exception):
         }
         if self.errors:
             about["errors"] = self.errors
+        also_in = _ALSO_IN.get(instance[1:].partition("/")[0])
+        if also_in is not None:
+            about[also_in] = str(self)
         return orjson.dumps(about)
 
     def response(self, instance: str, headers: Mapping[str, str] | None = None) -> Response:

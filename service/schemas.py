@@ -324,6 +324,8 @@ class ProblemOut(_Strict):
     detail: str = Field(description="A sentence that says what to do.")
     instance: str = Field(description="The path that was asked; empty when the head was not read.")
     errors: list[FieldErrorOut] = Field([], description="The bad fields; only with 415 and 422.")
+    error: str = Field("", description="The detail again, for clients of KServe and Hugging Face.")
+    message: str = Field("", description="Likewise, for clients of OpenAI.")
 
 
 Model = TypeVar("Model", bound=BaseModel)

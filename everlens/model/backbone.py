@@ -112,10 +112,19 @@ class Backbone:
         embedding_NTE = embedding_PE.view(len(names), len(self.templates), -1)
         return functional.normalize(embedding_NTE.mean(dim=1), dim=-1)
 
+    @torch.inference_mode()
+    def text_embedding(self, text: str) -> Tensor:
+        """Return the unit vector text_E of a text as it stands, in no template and alone."""
+        embedding_1E = self.text_tower(self.tokenize([text]).to(self.device)).embedding_BE.float()
+        return functional.normalize(embedding_1E, dim=-1)[0]
+
     def name_fits(self, name: str) -> bool:
-        """Whether the text tower reads the whole name: one more word would change its tokens."""
-        prompt = max(self.templates, key=len).format(name)
-        return not torch.equal(self.tokenize([prompt]), self.tokenize([f"{prompt} thing"]))
+        """Whether the text tower reads the whole name in the longest template."""
+        return self.text_fits(max(self.templates, key=len).format(name))
+
+    def text_fits(self, text: str) -> bool:
+        """Whether the text tower reads the whole text: one more word would change its tokens."""
+        return not torch.equal(self.tokenize([text]), self.tokenize([f"{text} thing"]))
 
 
 def load_backbone(

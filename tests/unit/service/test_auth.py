@@ -108,6 +108,8 @@ async def test_the_table_names_every_route_in_order(api: Api):
     assert {route for route, scope in SCOPE_OF_ROUTE.items() if scope == OPEN} == {
         "GET /livez",
         "GET /readyz",
+        "GET /v2/health/live",
+        "GET /v2/health/ready",
     }
 
 

@@ -1,0 +1,61 @@
+"""One everlens for all these tests: server of the log, learner and service, as `make up` has them."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import pytest
+
+from tests.fuzz.asking import running
+from tests.pictures import PHOTOGRAPHS, photograph
+
+
+@pytest.fixture(scope="package")
+def url() -> Iterator[str]:
+    """The address of a running everlens with a tiny CLIP; adapters are published as soon as may be."""
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="clients-") as folder,  # for a unix socket
+        running(Path(folder), adapter_idle_s="0.2", adapter_every_rounds="1") as (_, url),
+    ):
+        yield url
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, bytes]:
+    """Photographs as JPEG, by what they show."""
+    return {name: _jpeg(name) for name in PHOTOGRAPHS}
+
+
+Answered = TypeVar("Answered")
+
+
+def at_one_version(url: str, ask: Callable[[], Answered]) -> Answered:
+    """Return what was asked while no other version came; adapters are published when they like."""
+    for _ in range(20):
+        before = httpx.get(f"{url}/readyz").json()["version"]
+        answered = ask()
+        if before == httpx.get(f"{url}/readyz").json()["version"]:
+            return answered
+    raise AssertionError("versions come faster than answers")
+
+
+def _jpeg(name: str) -> bytes:
+    file = io.BytesIO()
+    photograph(name).resize((96, 72)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def teach(url: str, picture: bytes, label: str) -> None:
+    """Return when a picture is learnt as this."""
+    sample = {"label": label, "id": uuid.uuid4().hex}
+    httpx.post(f"{url}/samples", data=sample, files={"image": picture}).raise_for_status()
+    waiting = {"wait_for": sample["id"]}
+    httpx.post(
+        f"{url}/classify", data=waiting, files={"image": picture}, timeout=60
+    ).raise_for_status()
