@@ -21,7 +21,7 @@ async def pin(service: Service, version: int) -> None:
     Raises:
         Problem: 404 or 410, the version is not there.
     """
-    manifest = await _kept(service, version)
+    manifest = await kept(service, version)
     if not await service.follower.pin(version, manifest.digest):
         raise _gone(version)
 
@@ -37,7 +37,7 @@ async def activate(service: Service, version: int, entry_id: str | None) -> Rece
     """
     activation = Activation(0, 0, b"")
     if version:
-        manifest = await _kept(service, version)
+        manifest = await kept(service, version)
         digest = manifest.parts.get("adapter")
         try:
             adapter = b"" if digest is None else await service.follower.part(digest)
@@ -55,7 +55,13 @@ async def activate(service: Service, version: int, entry_id: str | None) -> Rece
     return receipt
 
 
-async def _kept(service: Service, version: int) -> Manifest:
+async def kept(service: Service, version: int) -> Manifest:
+    """
+    Return the manifest of a version whose parts are still stored.
+
+    Raises:
+        Problem: 404 or 410, the version is not there.
+    """
     record = await service.follower.record(version)
     if record is None:
         raise Problem("unknown-version", f"version {version} is not remembered; see GET /versions")

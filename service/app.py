@@ -16,6 +16,7 @@ from service.context import Service
 from service.limits import BodyLimits
 from service.metrics import RequestMetrics
 from service.routes import (
+    adapter,
     classify,
     feedback,
     forgetting,
@@ -80,6 +81,7 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         predictions,
         insight,
         versions,
+        adapter,
         forgetting,
         holding,
         hugging_face,

@@ -55,6 +55,7 @@ SCOPE_OF_ROUTE = {
     "DELETE /classes/{name:path}": "admin",
     "POST /learning/pause": "admin",
     "POST /learning/resume": "admin",
+    "GET /versions/{version}/adapter": "read",
     "POST /hf/zero-shot-image-classification": "classify",
     "GET /v2/health/live": OPEN,
     "GET /v2/health/ready": OPEN,

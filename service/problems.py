@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "unknown-class": (404, "There is no such class"),
     "unknown-model": (404, "There is no such model"),
     "unknown-version": (404, "There is no such version"),
+    "no-adapter": (404, "The version has no adapter"),
     "method-not-allowed": (405, "The route does not take this method"),
     "head-timeout": (408, "The head came too slowly"),
     "body-timeout": (408, "The body came too slowly"),

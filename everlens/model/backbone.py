@@ -11,19 +11,20 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from everlens.errors import ModelError
 from everlens.model.fusion import Fusion
 from everlens.model.heads import FeatureRecipe
+from everlens.model.peft_format import Origin, origins
 from everlens.model.precision import in_precision
 from everlens.model.runtime import import_torchvision, precision_of
 from everlens.model.tower import Tower
@@ -62,6 +63,7 @@ class Backbone:
         first_steps: SIT steps on each of the first batches unless the settings say otherwise.
         recipe: how its outputs become the features of evidence.
         text_power: of the fusion, to begin with; the better zero-shot is, the more.
+        origins: where the maps that an adapter bends are in the library's model, for its export.
         fingerprint: SHA-256 over the weights, what the modules do with them, and everything above
             that changes an answer.
     """
@@ -78,6 +80,7 @@ class Backbone:
     first_steps: int
     recipe: FeatureRecipe
     text_power: float
+    origins: Mapping[str, Origin]
     fingerprint: str
     device: torch.device
     precision: torch.dtype  # of the answering tower
@@ -168,10 +171,11 @@ def _starter() -> dict[str, Any]:
     from everlens.model.starter import load_starter
 
     starter = load_starter()
+    image, text = starter.image_tower, starter.text_tower
     return {
         "name": STARTER,
-        "image_tower": starter.image_tower,
-        "text_tower": starter.text_tower,
+        "image_tower": image,
+        "text_tower": text,
         "tokenize": starter.tokenize,
         "pixels": PixelSpec(starter.size, starter.resize, "bicubic", starter.mean, starter.std),
         "logit_scale": starter.logit_scale,
@@ -180,6 +184,10 @@ def _starter() -> dict[str, Any]:
         "first_steps": 8,
         "recipe": STARTER_RECIPE,
         "text_power": 0.0,
+        "origins": origins(
+            nn.ModuleDict({"image_tower": image, "text_tower": text}),
+            {"image": image, "text": text},
+        ),
     }
 
 
@@ -230,6 +238,7 @@ def _open_clip(model_name: str, pretrained: str) -> dict[str, Any]:
         "first_steps": 2,  # on a CPU a step of a ViT takes a second
         "recipe": FeatureRecipe(),  # until another is measured on a real CLIP
         "text_power": 0.3,
+        "origins": origins(model, {"image": image, "text": text}),
     }
 
 

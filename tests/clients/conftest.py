@@ -17,13 +17,23 @@ from tests.pictures import PHOTOGRAPHS, photograph
 
 
 @pytest.fixture(scope="package")
-def url() -> Iterator[str]:
-    """The address of a running everlens with a tiny CLIP; adapters are published as soon as may be."""
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp", prefix="clients-") as folder,  # for a unix socket
-        running(Path(folder), adapter_idle_s="0.2", adapter_every_rounds="1") as (_, url),
-    ):
+def folder() -> Iterator[Path]:
+    """Where everything of it lies, by a path that is short enough for a unix socket."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="clients-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="package")
+def url(folder: Path) -> Iterator[str]:
+    """The address of a running everlens with a tiny CLIP; adapters come as soon as they may."""
+    with running(folder, adapter_idle_s="0.2", adapter_every_rounds="1") as (_, url):
         yield url
+
+
+@pytest.fixture
+def log(folder: Path) -> str:
+    """The address of its log."""
+    return f"unix://{folder}/data/redis/redis.sock"
 
 
 @pytest.fixture(scope="session")
