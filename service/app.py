@@ -18,6 +18,7 @@ from service.metrics import RequestMetrics
 from service.routes import (
     adapter,
     classify,
+    console,
     feedback,
     forgetting,
     health,
@@ -87,6 +88,7 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         hugging_face,
         kserve,
         openai,
+        console,
         health,
     ):
         app.include_router(routes.router, responses=openapi.EVERYWHERE)

@@ -70,6 +70,10 @@ SCOPE_OF_ROUTE = {
     "POST /v1/embeddings": "classify",
     "GET /v1/models": ANY,
     "GET /v1/models/{model:path}": "classify",
+    # The page is nobody's secret; what it asks for needs the key that it asks for.
+    "GET /console": OPEN,
+    "GET /console/": OPEN,
+    "GET /console/{name}": OPEN,
     "GET /": ANY,
     "GET /livez": OPEN,
     "GET /readyz": OPEN,
@@ -115,7 +119,8 @@ class ScopeTable:
 
     def open(self, method: str, path: str) -> bool:
         """Return whether a request needs no key where there are keys."""
-        return self._known.get(path, {}).get(method) == OPEN
+        scopes = self._known.get(path) or self._fitting(path)
+        return scopes.get(method) == OPEN
 
     def needed(self, method: str, path: str) -> str:
         """

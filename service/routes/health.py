@@ -16,11 +16,11 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/", summary="Where everything is", responses={200: {"model": RootOut}})
-async def get_root() -> Response:
+async def get_root(request: Request) -> Response:
     """The routes, for people with curl."""
-    routes = ["/samples", "/classify", "/feedback", "/predictions", "/classes", "/versions"]
-    routes += ["/learning", "/livez", "/readyz", "/metrics"]
-    return answer({"name": "everlens", "docs": "/openapi.json", "routes": routes})
+    paths = request.app.openapi()["paths"]
+    routes = [path for path in paths if path != "/" and "{" not in path]
+    return answer({"name": "everlens", "docs": "/openapi.json", "routes": [*routes, "/console"]})
 
 
 @router.get("/livez", summary="The process lives", responses={200: {"model": AliveOut}})

@@ -110,6 +110,9 @@ async def test_the_table_names_every_route_in_order(api: Api):
         "GET /readyz",
         "GET /v2/health/live",
         "GET /v2/health/ready",
+        "GET /console",
+        "GET /console/",
+        "GET /console/{name}",
     }
 
 
