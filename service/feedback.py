@@ -52,7 +52,7 @@ async def give_feedback(
     corrects often have keys of their own, and nobody guesses an id.
 
     Raises:
-        Problem: the prediction is not kept here, or has other feedback.
+        Problem: the prediction is not kept here, or has other feedback; the refused name is no class.
         Refused, LogUnavailable: nothing was accepted, or (only the last) it is unknown.
     """
     sample_id = f"feedback-{feedback.prediction_id}"
@@ -64,6 +64,12 @@ async def give_feedback(
         if kept is None:
             return await _given_before(service, sample_id, digest)
         refused = isinstance(feedback, NotLabelIn)
+        if refused and not await service.log.has_class(_name(feedback)):
+            raise Problem(
+                "unknown-class",
+                "nobody has taught a class of this name, so there is nothing that this could correct; "
+                "send the right `label` if you know it",
+            )
         offer = Offer(kept.image, _name(feedback), sample_id, None, refused)
         (sample,) = await admittable(service, model, Offers([offer], many=False), caller)
         (receipt,) = await admit(service, [replace(sample, digest=digest)])

@@ -36,7 +36,7 @@ class NotLabelIn(_Strict):
 
     prediction_id: PredictionId
     not_label: Label = Field(
-        description="Name of a class that it is not of; or send `label`.", examples=["egret"]
+        description="Name of a class that it is not of; or send `label`.", examples=["heron"]
     )
 
 

@@ -139,7 +139,7 @@ _SAMPLE = {"image": EXAMPLE_IMAGE, "label": "heron", "id": "first"}
 _SAMPLE_LINE = f'{{"image": "{EXAMPLE_IMAGE}", "label": "heron"}}\n'
 _QUERY = {"image": EXAMPLE_IMAGE, "labels": ["heron", "egret"], "top": 2}
 _LABEL = {"prediction_id": PREDICTION_ID, "label": "heron"}
-_NOT_LABEL = {"prediction_id": PREDICTION_ID, "not_label": "egret"}
+_NOT_LABEL = {"prediction_id": PREDICTION_ID, "not_label": "heron"}
 
 SAMPLES: dict[str, Any] = {
     "parameters": [

@@ -70,22 +70,25 @@ async def test_the_same_feedback_changes_nothing_and_other_feedback_is_a_conflic
     assert api.seq == 1
 
 
+async def refused(api: Api, prediction_id: str, name: str) -> httpx.Response:
+    body = {"prediction_id": prediction_id, "not_label": name}
+    return await api.client.post("/feedback", json=body)
+
+
 async def test_a_refused_name_is_an_entry_of_its_own(api: Api, photo):
-    """`not_label` puts the picture and the name into the log as a rejection; no class comes of it."""
+    """`not_label` puts picture and name into the log as a rejection; it makes no class."""
     prediction_id = await asked(api, photo)
-    body = {"prediction_id": prediction_id, "not_label": "heron"}
-    response = await api.client.post("/feedback", json=body)
+    problem(await refused(api, prediction_id, "heron"), 404, "unknown-class")
+    await api.teach("heron", photo)
+    response = await refused(api, prediction_id, "heron")
     assert (response.status_code, response.json()["id"]) == (202, f"feedback-{prediction_id}")
-    assert (await api.client.post("/feedback", json=body)).status_code == 200
+    assert (await refused(api, prediction_id, "heron")).status_code == 200
     problem(await corrected(api, prediction_id, "heron"), 409, "id-conflict")
-    await api.teach("egret", photo)
-    refused, posted = api.stream.read(0, 10)
-    assert refused.kind is EntryKind.REJECT
-    rejection = decode_rejection(refused.payload)
-    assert rejection.label == "heron"
+    posted, rejected = api.stream.read(0, 10)
+    assert rejected.kind is EntryKind.REJECT
+    rejection = decode_rejection(rejected.payload)
+    assert (rejection.id, rejection.label) == (f"feedback-{prediction_id}", "heron")
     assert rejection.image == decode_sample(posted.payload).image
-    known = api.stream.client.smembers(api.stream.keys.labels)
-    assert known == {b"egret"}
 
 
 async def test_feedback_sent_again_is_known_to_every_replica(
@@ -136,9 +139,8 @@ async def test_what_the_answer_had_said_is_counted(api: Api, photo):
         await corrected(api, await asked(api, photo), label)
     for place in (0, 1):  # of the best line something is said, of the second nothing
         answer = (await api.ask(photo, labels=LABELS)).json()
-        refused = answer["predictions"][place]["label"]
-        body = {"prediction_id": answer["prediction_id"], "not_label": refused}
-        assert (await api.client.post("/feedback", json=body)).is_success
+        name = answer["predictions"][place]["label"]
+        assert (await refused(api, answer["prediction_id"], name)).is_success
     text = (await api.client.get("/metrics")).text
     assert 'everlens_feedback_total{verdict="right"} 1.0' in text
     assert 'everlens_feedback_total{verdict="wrong"} 3.0' in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -52,18 +53,25 @@ async def client(bench: Bench, learning: None) -> AsyncIterator[httpx.AsyncClien
         yield client
 
 
-async def test_feedback_is_scored_first_and_then_learnt(client: httpx.AsyncClient) -> None:
-    """A correction counts the answer as wrong, and a version that has learnt it answers next."""
+async def two_digits(client: httpx.AsyncClient) -> tuple[dict[str, str], dict[str, Any]]:
+    """Teach two digits; return a query about the second one, and the answer, which is right."""
     samples = {sample.label: sample for sample in digit_samples(20)}
     first, second, *_ = samples
     for label in (first, second):
         body = {"image": as_text(samples[label].image), "label": label, "id": label}
         (await client.post("/samples", json=body)).raise_for_status()
-
-    # A picture that was learnt: the answer to it is right, until somebody says that it is not.
     query = {"image": as_text(samples[second].image)}
-    answer = (await client.post("/classify", json=query | {"wait_for": second})).json()
+    answer: dict[str, Any] = (
+        await client.post("/classify", json=query | {"wait_for": second})
+    ).json()
     assert answer["predictions"][0]["label"] == second
+    return query, answer
+
+
+async def test_feedback_is_scored_first_and_then_learnt(client: httpx.AsyncClient) -> None:
+    """A correction counts the answer as wrong, and a version that has learnt it answers next."""
+    query, answer = await two_digits(client)
+    second, first = (line["label"] for line in answer["predictions"])
     before = (await client.get("/learning")).json()["learner"]
 
     body = {"prediction_id": answer["prediction_id"], "label": first}
@@ -77,7 +85,31 @@ async def test_feedback_is_scored_first_and_then_learnt(client: httpx.AsyncClien
         second: 1,
     }
     after = (await client.get("/learning")).json()["learner"]
-    assert scored_and_right(after) == (scored_and_right(before)[0] + 1, scored_and_right(before)[1])
+    scored, right = scored_and_right(before)
+    assert scored_and_right(after) == (scored + 1, right)
+
+
+async def test_a_refused_answer_is_scored_first_and_then_learnt(client: httpx.AsyncClient) -> None:
+    """To say that the best line is not it counts as a wrong answer, and takes weight from the name."""
+    query, answer = await two_digits(client)
+    second = answer["predictions"][0]["label"]
+    before = (await client.get("/learning")).json()["learner"]
+
+    body = {"prediction_id": answer["prediction_id"], "not_label": second}
+    receipt = (await client.post("/feedback", json=body)).json()
+    learnt = (await client.post("/classify", json=query | {"wait_for": receipt["id"]})).json()
+    sample = (await client.get(f"/samples/{receipt['id']}")).json()
+    assert (sample["status"], sample["version"]) == ("learnt", learnt["version"])
+    assert score_of(learnt, second) < score_of(answer, second)
+    after = (await client.get("/learning")).json()["learner"]
+    scored, right = scored_and_right(before)
+    assert scored_and_right(after) == (scored + 1, right)
+
+
+def score_of(answer: dict[str, Any], label: str) -> float:
+    (score,) = [line["score"] for line in answer["predictions"] if line["label"] == label]
+    assert isinstance(score, float)
+    return score
 
 
 def scored_and_right(report: dict[str, float | None]) -> tuple[int, int]:
