@@ -54,7 +54,7 @@ def first_line(path: Path) -> str:
     if path.suffix == ".py":
         said = ast.get_docstring(ast.parse(text)) or ""
     else:
-        block = re.match(r"\s*(?:/\*+|<!--)(.*?)(?:\*/|-->)", text, re.DOTALL)
+        block = re.match(r"\s*/\*+(.*?)\*/", text, re.DOTALL)
         said = (
             block[1]
             if block
@@ -72,7 +72,7 @@ def _sources(room: str) -> list[Path]:
         text=True,
         check=True,
     ).stdout.split("\n")
-    paths = [Path(name) for name in listed if name.endswith((".py", ".lua", ".js", ".html", ".sh"))]
+    paths = [Path(name) for name in listed if name.endswith((".py", ".lua", ".js", ".sh"))]
     # A folder's own files before its folders, so that each folder is named once.
     return sorted(
         (path for path in paths if (ROOT / path).exists()),
