@@ -14,6 +14,7 @@ _ROOMS = {
     "service": "speaks HTTP; changes no weight",
     "worker": "the only one that changes weights",
     "bench": "measures; changes nothing above",
+    "examples": "to be run, read and changed",
 }
 
 _HEAD = """\
