@@ -66,11 +66,18 @@ async def forget_class(
     """
     Ask the learner to unlearn all samples of a class that were accepted so far.
 
+    Args:
+        service: with the log.
+        label: the class.
+        entry_id: makes a repeat harmless, also once the class is gone.
+        caller: whose share of the backlog it takes.
+
     Raises:
         Problem: 404, there is no such class.
     """
-    current = service.loaded().serving.current
-    if not current.samples(label) and not await service.log.has_class(label):
+    repeated = entry_id is not None and await service.log.seq_of(entry_id) is not None
+    known = service.loaded().serving.current.samples(label) > 0
+    if not (repeated or known or await service.log.has_class(label)):
         raise Problem("unknown-class", "no class of this name is known; GET /classes lists them")
     name = entry_id or f"forget-class-{uuid.uuid4().hex}"
     return await _admitted(service, Forgetting(label=label), name, caller)

@@ -166,7 +166,7 @@ class StateFile(Rows):
                 (
                     row.seq,
                     row.id,
-                    learner.batch,
+                    row.batch,
                     row.class_index,
                     int(row.refused),
                     _bytes(row.feature_D),
@@ -204,12 +204,12 @@ class StateFile(Rows):
 
     def _rows(self, which: str, number: int) -> Iterator[LearntRow]:
         rows = self.db.execute(
-            f"SELECT seq, id, class_index, feature, refused FROM samples WHERE {which} "  # noqa: S608 - our own words
+            f"SELECT seq, id, class_index, feature, refused, batch FROM samples WHERE {which} "  # noqa: S608 - our own words
             "ORDER BY seq",
             (number,),
         )
-        for seq, id_, class_index, feature, refused in rows:
-            yield LearntRow(seq, id_, class_index, _vector(feature), bool(refused))
+        for seq, id_, class_index, feature, refused, batch in rows:
+            yield LearntRow(seq, id_, class_index, _vector(feature), bool(refused), batch)
 
     def has_forgotten(self, seq: int) -> bool:
         """Return whether a sample was learnt once and is unlearnt."""

@@ -31,6 +31,7 @@ class Named:
         self.class_index = class_index
         self.wishes = wishes
         self.dead: list[DeadLetter] = []  # known once `rows` is through
+        self._first_batch: dict[int, int] = {}  # by class, of the samples named
         self._wish_of: dict[int, tuple[int, bool]] = {}  # by sample; whether it was refused
 
     @property
@@ -47,10 +48,16 @@ class Named:
                 found = True
                 if row.seq not in self._wish_of:
                     self._wish_of[row.seq] = (seq, row.refused)
+                    before = self._first_batch.get(row.class_index, row.batch)
+                    self._first_batch[row.class_index] = min(before, row.batch)
                     yield row
             if wish.seq and not found and not self.state.has_forgotten(wish.seq):
                 reason = f"entry {wish.seq} is not among the samples that are learnt"
                 self.dead.append(DeadLetter(seq, "", reason))
+
+    def classes_learnt_by(self, batch: int) -> list[int]:
+        """Return the classes of those samples that were learnt in this batch or before."""
+        return sorted(index for index, first in self._first_batch.items() if first <= batch)
 
     def _rows(self, wish: Forgetting) -> Iterator[LearntRow]:
         if wish.seq:
@@ -67,7 +74,7 @@ class Named:
         Args:
             forgotten: what the learner did with `rows`.
             whole: what is said besides of a class.
-            adapter: whether there is one, which may have been tuned on what is forgotten.
+            adapter: whether any was tuned, maybe on what is forgotten.
         """
         removed = Counter(self._wish_of.values())
         kept = Counter(self._wish_of[seq][0] for seq in forgotten.exemplars)

@@ -476,7 +476,9 @@ class Loop:
         forgotten = self.learner.forget(named.rows(), named.classes)
         parts = evidence_parts(self.learner, forgotten)
         saved = self.state.saved_parts(n for n in progress.parts if is_adapters(n))
-        parts |= adapter_parts_without(saved, forgotten.touched)
+        # Its closed form was fitted on what was learnt by then, and on nothing that came later.
+        known = named.classes_learnt_by(progress.adapter_batch)
+        parts |= adapter_parts_without(saved, known)
         manifest = next_manifest(self.learner, progress, parts, cursor=batch.last_seq)
         about_classes = self._without_classes(manifest, parts) if named.classes else {}
         self._advance(manifest)
@@ -487,7 +489,7 @@ class Loop:
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_dead([*batch.dead, *named.dead], manifest.version)
             self.state.save_reports(
-                named.reports(forgotten, about_classes, adapter="adapter" in manifest.parts),
+                named.reports(forgotten, about_classes, adapter=self.learner.tuner.steps_drawn > 0),
                 manifest.version,
             )
             self.state.save_progress(self.learner, progress)

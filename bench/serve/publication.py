@@ -116,7 +116,7 @@ def _knowing(stage: Stage, classes: int) -> tuple[Learner, Snapshot, Manifest]:
 
 def _observation_of(changed: int) -> Observation:
     """Return what a batch of one label of a known class changes."""
-    row = LearntRow(0, "", changed, torch.zeros(0))
+    row = LearntRow(0, "", changed, torch.zeros(0), refused=False, batch=0)
     nothing = BufferChange([], [])
     return Observation([row], [], nothing, [], [changed], refreshed=False, unfit=[])
 

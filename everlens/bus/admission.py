@@ -282,10 +282,11 @@ class Admission:
                 pipe.hget(self.keys.forgotten, str(seq))
                 pipe.hget(self.keys.reports, str(seq))
                 reason, versions, forgotten, report = await pipe.execute()
+        if reason is not None:
+            return SampleState(seq, dead_reason=text(reason))
         return SampleState(
             seq,
             version=int(versions[0]) if versions else None,
-            dead_reason=None if reason is None else text(reason),
             forgotten_by=None if forgotten is None else int(forgotten),
             report=None if report is None else json.loads(report),
         )

@@ -91,7 +91,8 @@ class LearntRow:
     id: str
     class_index: int
     feature_D: Tensor  # float32
-    refused: bool = False
+    refused: bool
+    batch: int  # in which they took it
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ class Learner:
         self.waiting += waiting
         return Observation(
             rows=[
-                LearntRow(sample.seq, sample.id, c, feature_D)
+                LearntRow(sample.seq, sample.id, c, feature_D, refused=False, batch=self.batch)
                 for sample, c, feature_D in zip(batch, class_B, feature_BD, strict=True)
             ]
             + self._refuse(refusals),
@@ -463,7 +464,11 @@ class Learner:
             index = self.class_index.get(sample.label)
             if self.sums is not None and index is not None and self.sums.count_C[index] > 0:
                 self.sums.refuse(feature_D[None], [index])
-                rows.append(LearntRow(sample.seq, sample.id, index, feature_D, refused=True))
+                rows.append(
+                    LearntRow(
+                        sample.seq, sample.id, index, feature_D, refused=True, batch=self.batch
+                    )
+                )
         return rows
 
     def _take_out(self, rows: Sequence[LearntRow]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 from functools import partial
 
-from everlens.records import Activation, EntryKind
-from everlens.wire import encode_activation
+from everlens.records import Activation, EntryKind, Forgetting
+from everlens.wire import encode_activation, encode_forgetting
 from tests.system.chaos.campaign import add
 from tests.system.chaos.ground import Ground, must, samples, until
 from tests.system.chaos.points import POINTS
 
-# A full batch, back to the beginning, a full batch, one that is cut by its age, and the adapter of
-# an idle learner; a copy of the state after each.
+# A full batch, back to the beginning, a full batch, one that is cut by its age, one of them
+# forgotten, and the adapter of an idle learner; a copy of the state after each.
 SAMPLES = 10
 _PASSAGES_MAX = 40
 _FAST_PASSAGES = 1
@@ -37,6 +37,8 @@ def dies_everywhere(ground: Ground, point: str, passages: int = _PASSAGES_MAX) -
         back = {"back": encode_activation(Activation(0, 0, b""))}
         ground.inject(back, kind=EntryKind.ACTIVATE.value)
         ground.admit(samples(SAMPLES)[4:])
+        gone = {"gone": encode_forgetting(Forgetting(seq=7))}
+        ground.inject(gone, kind=EntryKind.FORGET.value)
         ground.start_worker((point, passage))
         died = dies(ground)
         ground.verify()

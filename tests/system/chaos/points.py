@@ -30,7 +30,7 @@ POINTS = (
     "after:save-tuning",
     "after:save-accepted",
     "after:go-back",
-    "after:save-activation",
+    "after:save-forgotten",
     "before:copy",
     "after:copy",
 )

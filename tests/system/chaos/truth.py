@@ -47,7 +47,7 @@ class Learnt:
 
     tables: dict[str, str]
     learnt: list[int]
-    aside: list[int]  # learnt once, and given up by an activation
+    aside: list[int]  # learnt once, and unlearnt by an activation or a forgetting
     dead: dict[int, str]
     cursor: int
     adapter_waits: bool
@@ -252,8 +252,9 @@ def check(
     samples = {e.seq for e in entries if e.kind == "sample" and (complete or e.seq <= state.cursor)}
     findings.double += [f"{seq} of two fates" for seq, times in done.items() if times > 1]
     findings.lost += [f"{seq} neither learnt nor dead" for seq in sorted(samples - set(done))]
-    # A request to activate may be dead too, but nothing else is a sample's fate.
-    requests = {entry.seq for entry in entries if entry.kind == "activate"} & set(state.dead)
+    # A request to activate or to forget may be dead too, but nothing else is a sample's fate.
+    requests = {entry.seq for entry in entries if entry.kind in {"activate", "forget"}}
+    requests &= set(state.dead)
     strangers = sorted(set(done) - samples - requests)
     findings.different += [f"{seq} learnt, and no sample" for seq in strangers]
     return findings

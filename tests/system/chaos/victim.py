@@ -38,7 +38,7 @@ _FUNCTIONS: dict[str, tuple[object, str]] = {
     "report": (Stream, "report"),
     "tune": (Learner, "take"),
     "go-back": (Learner, "go_back"),
-    "save-activation": (StateFile, "save_activation"),
+    "save-forgotten": (StateFile, "save_forgotten"),
     "copy": (Generations, "_copy"),
     "try-aside": (worker.poison, "_waited"),
     "save-round": (StateFile, "save_round"),

@@ -124,8 +124,13 @@ def test_forgotten_class_is_gone_and_begins_anew(bench: Bench) -> None:
     assert adapter is not None
     index = loop.learner.class_index[gone]
     assert adapter.vector_CD.at([index]).any()
-    forget(bench, Forgetting(label=gone), Forgetting(label="never heard of"))
+    bench.admit([Sample("late", gone, samples[1].image)])
+    forget(bench, Forgetting(seq=15))
+    part = loop.progress.parts["adapter/0"]
     run_to(loop, 17)
+    assert loop.progress.parts["adapter/0"] == part  # what came later is not in it
+    forget(bench, Forgetting(label=gone), Forgetting(label="never heard of"))
+    run_to(loop, 20)
 
     assert gone not in loop.snapshot.learnt
     assert loop.learner.samples == 14 - len(own)
@@ -137,8 +142,8 @@ def test_forgotten_class_is_gone_and_begins_anew(bench: Bench) -> None:
     assert loop.learner.sums is not None
     assert not loop.learner.sums.sum_CD[index].any()
     forgotten, reports = told(bench)
-    assert sorted(forgotten) == own
-    assert reports[15] == {
+    assert sorted(forgotten) == [*own, 15]
+    assert reports[18] == {
         "label": gone,
         "samples": len(own),
         "rejections": 0,
@@ -148,10 +153,10 @@ def test_forgotten_class_is_gone_and_begins_anew(bench: Bench) -> None:
         "before": None,
         "after": None,
     }
-    assert reports[16]["samples"] == 0
+    assert reports[19]["samples"] == 0
     again = [Sample(f"again-{k}", gone, samples[k].image) for k in range(4)]
     bench.admit(again)
-    run_to(loop, 21)
+    run_to(loop, 24)
     assert loop.snapshot.samples(gone) == 4
     assert loop.learner.class_index[gone] == index
     loop.close()
