@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import everlens
 from everlens.client import ApiError
-from everlens.commands import classify, correct, demo, hold, keys, learn, status, up
+from everlens.commands import classify, correct, demo, forget, hold, keys, learn, status, up
 from everlens.commands.reaching import EXIT_FAILED, Run
 from everlens.errors import EverlensError
 from everlens.settings import load_settings
@@ -17,7 +17,7 @@ EXIT_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 
 # In the order in which `everlens --help` names them.
-_COMMANDS = (up, demo, keys, classify, learn, correct, hold, status)
+_COMMANDS = (up, demo, keys, classify, learn, correct, forget, hold, status)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -158,11 +158,31 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgetting:
+    """
+    What a forgetting removed, and in sentences what that means.
+
+    `before` and `after` are the accuracy on `held_out` samples of the other classes, `unlearnt`
+    where nothing of it is left, `stays` where something is, and how to be rid of that.
+    """
+
+    label: str | None
+    samples: int
+    rejections: int
+    exemplars: int
+    unlearnt: tuple[str, ...]
+    stays: tuple[str, ...]
+    held_out: int | None = None
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SampleState:
     """
     What became of an entry: accepted, learnt (by which version), forgotten, or dead (why).
 
-    `report` says of a deleted class what was removed, and what that changed.
+    `report` is there where it was a wish to forget.
     """
 
     id: str
@@ -170,7 +190,7 @@ class SampleState:
     status: str
     version: int | None = None
     reason: str | None = None
-    report: dict[str, Any] | None = None
+    report: Forgetting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +208,21 @@ class KnownClass:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """
+    What held-out samples said of an adapter: its mean probability of the right names.
+
+    `before` and `after` are None where too few were held out; `error` is the difference's.
+    """
+
+    published: bool
+    held_out: int
+    before: float | None = None
+    after: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRecord:
     """One published version; `published_at` in seconds since 1970, None for version 0."""
 
@@ -197,7 +232,7 @@ class VersionRecord:
     samples: int
     classes: int
     adapter: str = ""
-    gate: dict[str, Any] | None = None
+    gate: Gate | None = None
     restored_from: int | None = None
 
 
@@ -323,6 +358,11 @@ def by_version(known: float | None, version: int) -> str:
 def percent(share: float) -> str:
     """Return a share in per cent."""
     return f"{100 * share:.1f} %"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return how many there are: `1 label`, `2 labels`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

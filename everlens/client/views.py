@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from html import escape
 
 from everlens.client.pictures import Picture
-from everlens.client.results import Answer, Explanation, Labelling, by_version, percent
+from everlens.client.results import Answer, Explanation, Labelling, by_version, counted, percent
 
 _SIDE = 160  # pixels of the small picture
 _DATA_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-_TABLE = "border-collapse:collapse;font:13px system-ui,sans-serif"
-_CELL = "padding:2px 8px;text-align:left;border:0"
+_PAGE = "font:13px system-ui,sans-serif"
+_TABLE = "border-collapse:collapse;font:inherit;color:inherit"
+_CELL = "padding:2px 8px;text-align:left;border:0;max-width:20em;overflow-wrap:anywhere"
 _NUMBER = "padding:2px 8px;text-align:right;border:0;font-variant-numeric:tabular-nums"
 _TRACK = "width:160px;height:10px;background:rgba(128,128,128,.2);border-radius:2px"
 _BAR = "height:10px;background:#3a7bd5;border-radius:2px"
@@ -28,13 +29,19 @@ _BAR = "height:10px;background:#3a7bd5;border-radius:2px"
 def answer(answer: Answer) -> str:
     """Return an answer: the picture, a bar a name, and the version."""
     lines = _table(
-        [_text(line.label), _bar(line.score), _number(percent(line.score)), _labels(line.samples)]
+        [
+            _text(line.label),
+            _bar(line.score),
+            _number(percent(line.score)),
+            _number(counted(line.samples, "label")),
+        ]
         for line in answer.predictions
     )
     about = _small(f"{by_version(answer.known, answer.version)} · {answer.prediction_id}")
     more = "" if answer.explanation is None else explanation(answer.explanation)
     picture = "" if answer.picture is None else _thumbnail(answer.picture)
-    return _beside(picture, lines + about + more)
+    inside = f"{picture}<div>{lines}{about}{more}</div>"
+    return f'<div style="{_PAGE};display:flex;gap:12px;flex-wrap:wrap">{inside}</div>'
 
 
 def explanation(explanation: Explanation) -> str:
@@ -46,12 +53,12 @@ def explanation(explanation: Explanation) -> str:
         for each in [(line.zero_shot, line.evidence, line.adapter)]
     ]
     if explanation.exemplars is None:
-        return _table([heading, *shares]) + _small(explanation.note or "")
+        return _page(_table([heading, *shares]) + _small(explanation.note or ""))
     near = "".join(
         _figure(exemplar.image, f"{exemplar.label} {exemplar.similarity:.2f}")
         for exemplar in explanation.exemplars
     )
-    return _table([heading, *shares]) + f"<div>{near}</div>"
+    return _page(_table([heading, *shares]) + f"<div>{near}</div>")
 
 
 def labelling(labelling: Labelling) -> str:
@@ -62,7 +69,7 @@ def labelling(labelling: Labelling) -> str:
             _text(each.label),
             _bar(each.recall or 0.0),
             _number("–" if each.recall is None else percent(each.recall)),
-            _labels(each.samples),
+            _number(counted(each.samples, "label")),
             _text(words[each.enough]),
         ]
         for each in labelling.classes
@@ -71,7 +78,11 @@ def labelling(labelling: Labelling) -> str:
         f"<li><b><bdi>{escape(each.label)}</bdi></b>: {escape(each.why)}</li>"
         for each in labelling.suggestions
     )
-    return _table(lines) + (f"<p>Label next:</p><ol>{next_}</ol>" if next_ else "")
+    return _page(_table(lines) + (f"<p>Label next:</p><ol>{next_}</ol>" if next_ else ""))
+
+
+def _page(inside: str) -> str:
+    return f'<div style="{_PAGE}">{inside}</div>'
 
 
 def _table(rows: Iterable[list[str]]) -> str:
@@ -91,10 +102,6 @@ def _number(text: str) -> str:
     return f'<td style="{_NUMBER}">{escape(text)}</td>'
 
 
-def _labels(samples: int) -> str:
-    return _number(f"{samples} label{'' if samples == 1 else 's'}")
-
-
 def _bar(share: float) -> str:
     width = f"{100 * min(max(share, 0.0), 1.0):.1f}%"
     track = f'<div style="{_TRACK}"><div style="{_BAR};width:{width}"></div></div>'
@@ -105,17 +112,13 @@ def _small(text: str) -> str:
     return f'<div style="font-size:11px;opacity:.7;padding:2px 8px">{escape(text)}</div>'
 
 
-def _beside(picture: str, text: str) -> str:
-    return f'<div style="display:flex;gap:12px;flex-wrap:wrap">{picture}<div>{text}</div></div>'
-
-
 def _figure(image: str, caption: str) -> str:
     if not _DATA_URI.fullmatch(image):
         return ""
     return (
-        '<figure style="display:inline-block;margin:4px 8px;font-size:11px">'
-        f'<img alt="" src="{image}" style="height:72px"><figcaption><bdi>{escape(caption)}</bdi>'
-        "</figcaption></figure>"
+        '<figure style="display:inline-block;vertical-align:top;margin:4px 8px;font-size:11px">'
+        f'<img alt="" src="{image}" style="height:72px"><figcaption style="max-width:12em">'
+        f"<bdi>{escape(caption)}</bdi></figcaption></figure>"
     )
 
 
@@ -136,4 +139,4 @@ def _thumbnail(picture: Picture) -> str:
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""
     uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-    return f'<img alt="" src="{uri}" style="max-width:{_SIDE}px;align-self:flex-start">'
+    return f'<img alt="" src="{uri}" style="align-self:flex-start">'

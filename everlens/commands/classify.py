@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from everlens.client import Answer, Explanation
-from everlens.client.results import by_version, percent, plain, printable
+from everlens.client.results import by_version, counted, percent, plain, printable
 from everlens.commands.reaching import add_url, client_of, files_given, positive
 from everlens.settings import Settings
 
@@ -73,13 +73,13 @@ def show(file: str, answer: Answer, console: Console) -> None:
     """Print an answer as bars."""
     about = f"{by_version(answer.known, answer.version)}, prediction {answer.prediction_id}"
     console.print(Text(printable(file), style="bold"), Text(about, style="dim"), soft_wrap=True)
-    table = _table()
+    table = _table(justified=1)
     for line in answer.predictions:
         table.add_row(
             Text(printable(line.label)),
             percent(line.score),
             Bar(1.0, 0.0, line.score, width=_BAR_COLUMNS),
-            f"{line.samples} label{'' if line.samples == 1 else 's'}",
+            counted(line.samples, "label"),
         )
     console.print(table)
     if answer.explanation is not None:
@@ -87,7 +87,7 @@ def show(file: str, answer: Answer, console: Console) -> None:
 
 
 def _explain(explanation: Explanation, console: Console) -> None:
-    table = _table()
+    table = _table(justified=3)
     table.add_row("", *(Text(name, style="dim") for name in ("zero-shot", "evidence", "adapter")))
     for line in explanation.experts:
         shares = (line.zero_shot, line.evidence, line.adapter)
@@ -106,8 +106,10 @@ def _explain(explanation: Explanation, console: Console) -> None:
         console.print(Text(words), soft_wrap=True)
 
 
-def _table() -> Table:
+def _table(justified: int) -> Table:
+    """Return a table of names and as many columns of numbers."""
     table = Table(show_header=False, box=None, padding=(0, 1))
     table.add_column()
-    table.add_column(justify="right")
+    for _ in range(justified):
+        table.add_column(justify="right")
     return table

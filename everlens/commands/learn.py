@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everlens.client import Client, Receipt
-from everlens.client.results import printable
+from everlens.client.results import counted, printable
 from everlens.commands.reaching import EXIT_FAILED, add_url, client_of, files_given
 from everlens.errors import SettingsError
 from everlens.settings import Settings
@@ -54,7 +54,7 @@ def _folder(client: Client, arguments: argparse.Namespace) -> int:
     for each in report.skipped:
         print(f"everlens: skipped {printable(each.path)}: {each.reason}", file=sys.stderr)
     new = "" if report.new is None else f", {report.new} of them new"
-    print(f"{report.taken} pictures accepted{new}; {len(report.skipped)} skipped")
+    print(f"{counted(report.taken, 'picture')} accepted{new}; {len(report.skipped)} skipped")
     code = EXIT_FAILED if report.skipped else 0
     if arguments.wait and report.last is not None:
         return max(code, _waited(client, report.last))

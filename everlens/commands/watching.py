@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from everlens.client import Client, Event, Learning, RefusedVersion, VersionRecord
-from everlens.client.results import percent
+from everlens.client.results import counted, percent
 
 _VERSIONS_SHOWN = 8
 _RATE_OVER_S = 10.0
@@ -87,15 +86,15 @@ class Seen:
         table = Table(box=None, padding=(0, 1))
         for heading in ("version", "age", "learnt", "samples", "classes"):
             table.add_column(heading, justify="right", style="dim" if heading == "age" else "")
-        table.add_column("gate")
-        for each in self.versions:
+        table.add_column("")
+        for each in tuple(self.versions):  # drawn by a thread, while more are heard
             table.add_row(
                 str(each.version),
                 _age(self.clock() - (each.published_at or self.clock())),
                 str(each.learned_through),
                 str(each.samples),
                 str(each.classes),
-                _verdict(each.gate),
+                _note(each),
             )
         return table
 
@@ -107,7 +106,7 @@ def watch(client: Client, console: Console) -> int:
         if not console.is_terminal:
             for event in client.events():
                 seen.take(event)
-                console.print(Text(_line(seen, event)), soft_wrap=True)
+                console.print(Text(line_of(seen, event)), soft_wrap=True)
             return 0
         with Live(get_renderable=seen.drawn, console=console, refresh_per_second=_DRAWN_PER_S):
             for event in client.events():
@@ -117,13 +116,12 @@ def watch(client: Client, console: Console) -> int:
     return 0
 
 
-def _line(seen: Seen, event: Event) -> str:
+def line_of(seen: Seen, event: Event) -> str:
+    """Return an event as a line."""
     match event:
         case VersionRecord():
-            return (
-                f"version {event.version}: {event.samples} samples, {event.classes} classes, "
-                f"learnt through {event.learned_through}{_after(_verdict(event.gate))}"
-            )
+            about = f"{counted(event.samples, 'sample')}, learnt through {event.learned_through}"
+            return f"version {event.version}: {about}{_after(_note(event))}"
         case RefusedVersion():
             return f"refused version {event.version}: {event.reason}"
     return ", ".join(f"{name} {value}" for name, value in seen.figures().items())
@@ -133,14 +131,17 @@ def _after(words: str) -> str:
     return f", {words}" if words else ""
 
 
-def _verdict(gate: dict[str, Any] | None) -> str:
-    """Return what the gate said of an adapter."""
-    if gate is None:
-        return ""
-    if gate.get("before") is None or gate.get("after") is None:
-        return "adapter taken" if gate.get("published") else "adapter not taken"
-    change = f"{percent(gate['before'])} → {percent(gate['after'])}"
-    return f"adapter {'taken' if gate.get('published') else 'not taken'}, {change}"
+def _note(record: VersionRecord) -> str:
+    """Return what there is to say of a version: what the gate said, and where it goes on from."""
+    notes = []
+    gate = record.gate
+    if gate is not None:
+        notes.append("adapter taken" if gate.published else "adapter not taken")
+        if gate.before is not None and gate.after is not None:
+            notes.append(f"{percent(gate.before)} → {percent(gate.after)}")
+    if record.restored_from is not None:
+        notes.append(f"goes on from version {record.restored_from}")
+    return ", ".join(notes)
 
 
 def _share(value: object) -> str:

@@ -239,7 +239,7 @@ def test_command_teaches_a_folder(say: Say, tmp_path: Path) -> None:
     (tmp_path / "com_folder" / "broken.png").touch()
     code, out, err = say("learn", "--folder", str(tmp_path))
 
-    assert (code, out) == (1, "1 pictures accepted, 0 of them new; 1 skipped\n")
+    assert (code, out) == (1, "1 picture accepted, 0 of them new; 1 skipped\n")
     assert f"skipped {tmp_path / 'com_folder' / 'broken.png'}: " in err
 
 
