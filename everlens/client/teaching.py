@@ -212,8 +212,8 @@ def reject(prediction: Answer | KeptPrediction | str, name: str) -> Plan[Receipt
         name: the wrong name.
 
     Raises:
-        ApiError: with the service's own words. Status 404: it no longer has the prediction; a name
-            that is refused can be said of that alone.
+        ApiError: with the service's own words. Status 404: it no longer has the prediction, or
+            nobody has taught this name, so that there is nothing to correct.
     """
     body = {"prediction_id": _id_of(prediction), "not_label": name}
     return read(Receipt, (yield from ask("POST", "/feedback", body)))

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -116,26 +117,28 @@ def test_a_label_is_known_in_the_next_answer(client: Client) -> None:
     assert client.ready()
 
 
-def test_the_same_verbs_are_awaited(running: Running) -> None:
+def test_the_same_verbs_are_awaited(running: Running, client: Client) -> None:
     """An event loop asks several at once, and gets the same results."""
 
-    async def go() -> None:
-        async with AsyncClient(running.url, api_key=running.key) as client:
+    async def go() -> list[str]:
+        async with AsyncClient(running.url, api_key=running.key) as awaiting:
             receipts = await asyncio.gather(
-                *(client.learn(picture(seed), f"awaited {seed}") for seed in (11, 12))
+                *(awaiting.learn(picture(seed), f"awaited {seed}") for seed in (11, 12))
             )
-            last = max(receipts, key=lambda receipt: receipt.seq)
+            states = [await awaiting.wait(receipt, within_s=LEARNT_S) for receipt in receipts]
             answers = await asyncio.gather(
-                *(client.classify(picture(seed), wait_for=last) for seed in (11, 12))
+                *(awaiting.classify(picture(seed), wait_for=receipts[1]) for seed in (11, 12, 13))
             )
-            state = await client.wait(receipts[0], within_s=LEARNT_S)
-            assert [answer.best.label for answer in answers] == ["awaited 11", "awaited 12"]
-            assert state.status == "learnt"
-            assert await client.ready()
+            assert [state.status for state in states] == ["learnt"] * 2
+            assert await awaiting.ready()
             with pytest.raises(ApiError, match="no sample with this id"):
-                await client.sample("nobody's")
+                await awaiting.sample("nobody's")
+            return [answer.best.label for answer in answers]
 
-    asyncio.run(go())
+    found = asyncio.run(go())
+
+    asked = client.classify_many(picture(seed) for seed in (11, 12, 13))
+    assert found == [answer.best.label for answer in asked]
 
 
 def test_folder_goes_on_where_it_stopped(client: Client, running: Running, tmp_path: Path) -> None:
@@ -261,3 +264,116 @@ def test_commands_said_wrongly_are_a_sentence(
 
     assert (code, out) == (2, "")
     assert sentence in err
+
+
+def test_an_answer_is_corrected_once(client: Client) -> None:
+    """By the answer, by its id and again it is one sample; another name is refused."""
+    client.wait(client.learn(picture(61), "right"), within_s=LEARNT_S)
+    answer = client.classify(picture(62))
+
+    receipt = client.correct(answer, "corrected")
+    again = [client.correct(asked, "corrected") for asked in (answer, answer.prediction_id)]
+    with pytest.raises(ApiError, match="other feedback") as refused:
+        client.correct(answer, "something else")
+    state = client.wait(receipt, within_s=LEARNT_S)
+
+    assert again == [receipt] * 2
+    assert refused.value.status == 409
+    assert state.status == "learnt"
+    assert client.classify(picture(62), ["corrected"], wait_for=receipt).best.samples == 1
+
+
+def test_correction_of_what_the_service_forgot_sends_the_picture(client: Client) -> None:
+    """Again it is one sample; without the picture it is an error, and another name is refused."""
+    answer = client.classify(picture(63), ["a", "b"])
+    lost = replace(answer, prediction_id="00" * 16)
+
+    receipts = [client.correct(lost, "sent again") for _ in range(2)]
+    with pytest.raises(ApiError, match="other feedback"):
+        client.correct(lost, "something else")
+    with pytest.raises(ApiError) as unknown:
+        client.correct("11" * 16, "sent again")
+
+    assert receipts[0] == receipts[1]
+    assert receipts[0].id == f"feedback-{lost.prediction_id}"
+    assert unknown.value.kind == "unknown-prediction"
+
+
+def test_uncertain_answers_come_with_their_pictures(client: Client) -> None:
+    """What is best labelled next can be looked at, refused and corrected."""
+    sent = client.classify(picture(64), ["a", "b"])
+    client.wait(client.learn(picture(65), "to refuse"), within_s=LEARNT_S)
+    wrong = client.classify(picture(66), ["to refuse", "b"])
+
+    kept = {each.prediction_id: each for each in client.uncertain(100)}
+
+    assert kept[sent.prediction_id].predictions == sent.predictions
+    assert sent.picture is not None
+    assert client.picture_of(kept[sent.prediction_id]) == sent.picture.read()
+    client.correct(kept[sent.prediction_id], "uncertain no more")
+    client.reject(wrong, "to refuse")
+    left = {each.prediction_id for each in client.uncertain(100)}
+    assert not left & {sent.prediction_id, wrong.prediction_id}
+
+
+def test_samples_and_classes_are_forgotten(client: Client) -> None:
+    """The state of the wish has a report; the sample's own says that it is forgotten."""
+    sample, _ = client.learn_many([(picture(67), "to forget"), (picture(68), "to forget")])
+    client.wait(sample, within_s=LEARNT_S)
+
+    one = client.wait(client.forget(sample), within_s=LEARNT_S)
+    whole = client.wait(client.forget_class("to forget"), within_s=LEARNT_S)
+
+    assert one.report is not None
+    assert whole.report is not None
+    assert (one.report.samples, whole.report.samples, whole.report.label) == (1, 1, "to forget")
+    assert one.report.unlearnt
+    assert whole.report.stays
+    assert client.sample(sample).status == "forgotten"
+
+
+def test_learning_is_held_and_goes_on(client: Client) -> None:
+    """While it is held a sample waits; its reason is there for all to see."""
+    try:
+        assert client.pause("a test") == "a test"
+        assert client.learning().held == "a test"
+        receipt = client.learn(picture(68), "held")
+        assert client.sample(receipt).status == "accepted"
+    finally:
+        assert client.resume() is None
+    assert client.wait(receipt, within_s=LEARNT_S).status == "learnt"
+
+
+def test_vectors_have_length_one(client: Client) -> None:
+    """Pictures and texts in one space, a row each; the same picture is the same vector."""
+    pictures = client.embed([picture(70), picture(70), picture(71)])
+    texts = client.embed_texts(["a photo of a heron"])
+
+    assert pictures.shape == (3, texts.shape[1])
+    np.testing.assert_allclose(np.linalg.norm(np.vstack([pictures, texts]), axis=1), 1, atol=1e-3)
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+
+
+def test_commands_correct_forget_and_hold(say: Say, tmp_path: Path) -> None:
+    """What `classify` names can be corrected; what was learnt so, forgotten; learning, held."""
+    file = tmp_path / "picture.png"
+    picture(72).save(file)
+    prediction = json.loads(say("classify", str(file), "--labels", "x,y", "--json")[1])
+
+    corrected = say("correct", prediction["prediction_id"], "by command")
+    refused = say("correct", prediction["prediction_id"], "--not", "by command")
+    sample = f"feedback-{prediction['prediction_id']}"
+    shown = say("classify", str(file), "--wait-for", sample)
+    forgotten = say("forget", sample)
+    held, resumed = say("pause", "a [b]test[/b]"), say("resume")
+
+    assert corrected[0] == 0
+    assert sample in corrected[1]
+    assert refused[0] == 1
+    assert "other feedback" in refused[2]
+    assert "by command" in shown[1]
+    assert forgotten[0] == 0
+    assert forgotten[1].startswith("forgotten by version ")
+    assert "1 sample, 1 of them kept for replay" in forgotten[1]
+    assert held == (0, "learning is held: a [b]test[/b]\n", "")
+    assert resumed == (0, "learning goes on\n", "")
