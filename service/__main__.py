@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -111,7 +112,19 @@ def _run(settings: Settings) -> EverlensError | None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(uvicorn.Server(config), app.state.service))
+        return runner.run(_serve(_Server(config, app.state.service), app.state.service))
+
+
+class _Server(uvicorn.Server):
+    """Ends endless answers before it waits for all that are being given."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.end_streams()
+        await super().shutdown(sockets)
 
 
 def _connections(metrics: Metrics) -> type[asyncio.Protocol]:

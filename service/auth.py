@@ -56,6 +56,7 @@ SCOPE_OF_ROUTE = {
     "POST /learning/pause": "admin",
     "POST /learning/resume": "admin",
     "GET /versions/{version}/adapter": "read",
+    "GET /events": "read",
     "POST /hf/zero-shot-image-classification": "classify",
     "GET /v2/health/live": OPEN,
     "GET /v2/health/ready": OPEN,

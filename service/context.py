@@ -35,10 +35,12 @@ from service.batcher import Batcher
 from service.cache import VersionCache
 from service.decoder.protocol import PictureLimits
 from service.decoding import DecodingPool
+from service.events import Events
 from service.hotswap import HotSwap
 from service.metrics import Metrics
 from service.names import NameVectors
 from service.predictions import Predictions
+from service.present import learning
 from service.probe import warm_up
 from service.problems import Problem
 from service.serving import Serving
@@ -58,6 +60,7 @@ class Model:
     batcher: Batcher
     names: NameVectors
     swaps: HotSwap
+    events: Events
 
     async def first_unfit(self, names: list[str]) -> int | None:
         """Return the index of the first name that is too long for the text tower, or None."""
@@ -107,8 +110,14 @@ class Service:
         self.decoding.start()
         self._running = asyncio.create_task(self._run())
 
+    def end_streams(self) -> None:
+        """End the answers that would go on for ever; nothing waits for them then."""
+        if self.model is not None:
+            self.model.events.end()
+
     async def stop(self) -> None:
         """End every task and thread of ours."""
+        self.end_streams()
         if self._running is not None:
             await _end(self._running)
         if self.model is not None:
@@ -154,7 +163,8 @@ class Service:
             self.settled,
             VersionCache(self.settings.data_dir / "service" / self.settings.namespace),
         )
-        return Model(base.backbone, serving, batcher, names, swaps)
+        events = Events(serving, self.follower, swaps, partial(learning, self))
+        return Model(base.backbone, serving, batcher, names, swaps, events)
 
     def _load_base(self) -> Snapshot:
         backbone = self.load()

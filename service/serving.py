@@ -19,6 +19,11 @@ class Serving:
         self._swapped = asyncio.Event()
         self.waiting = 0
 
+    @property
+    def swapped(self) -> asyncio.Event:
+        """Set at the next swap, and never again."""
+        return self._swapped
+
     def swap(self, snapshot: Snapshot) -> None:
         """Answer with `snapshot` from the next batch on."""
         self._kept.pop(snapshot.version, None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -12,6 +11,7 @@ from everlens.model.snapshot import Snapshot
 from everlens.records import as_written
 from service import openapi
 from service.context import service_of
+from service.present import BASE_VERSION, learning
 from service.problems import Problem
 from service.rendering import answer
 from service.schemas import (
@@ -25,19 +25,6 @@ from service.schemas import (
 )
 
 router = APIRouter(tags=["insight"])
-
-_BASE_VERSION = {
-    "version": 0,
-    "published_at": None,
-    "learned_through": 0,
-    "samples": 0,
-    "classes": 0,
-    "parent": "",
-    "adapter": "",
-    "digest": "",
-    "gate": None,
-    "restored_from": None,
-}
 
 
 @router.get(
@@ -113,7 +100,7 @@ async def get_version(
 ) -> Response:
     """One version of the lineage; 0 is the frozen base model."""
     if version == 0:
-        return answer(_BASE_VERSION)
+        return answer(BASE_VERSION)
     record = await service_of(request).follower.record(version)
     if record is not None:
         return answer(record)
@@ -127,19 +114,4 @@ async def get_version(
 )
 async def get_learning(request: Request) -> Response:
     """What serves, what waits, what the learner says of itself, and what was refused."""
-    service = service_of(request)
-    model = service.loaded()
-    backlog = await service.log.backlog()
-    current = model.serving.current
-    about: dict[str, Any] = {
-        "version": current.version,
-        "learned_through": current.learned_through,
-        "accepted_through": backlog.seq,
-        "backlog": {"entries": backlog.entries, "bytes": backlog.bytes},
-        "paused": backlog.paused or None,
-        "held": backlog.held or None,
-        "pinned": await service.follower.pinned(),
-        "learner": await service.log.learner(),
-        "refused_versions": [asdict(refused) for refused in model.swaps.refused.values()],
-    }
-    return answer(about)
+    return answer(await learning(service_of(request)))

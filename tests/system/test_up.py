@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 from everlens.client import Client
@@ -71,16 +72,22 @@ def pasted(line: str) -> dict[str, Any]:
 def test_printed_lines_work_when_pasted_and_the_answer_changes(data_dir: Path) -> None:
     """
     The three printed lines run in a shell: the photograph of a cat is a cat by its name alone, is
-    taught as Chelsea, and is Chelsea from then on, also after Ctrl-C and a second start.
+    taught as Chelsea, and is Chelsea from then on, also after Ctrl-C and a second start. Whoever
+    listens to what happens meanwhile hears the end of it, and holds nothing up.
     """
     port = free_port()
     with up(data_dir, port) as launcher:
         ask, teach, ask_again = ready(launcher)
         first, receipt, second = pasted(ask), pasted(teach), pasted(ask_again)
-        launcher.signal_group(signal.SIGINT)
-        code = launcher.wait(STOPPED_S)
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/events", timeout=READY_S) as events:
+            told = events.iter_lines()
+            begun = next(told)
+            launcher.signal_group(signal.SIGINT)
+            code = launcher.wait(STOPPED_S)
+            list(told)  # to its end: were it cut off, this would raise
         left = processes_naming(str(data_dir))
 
+    assert begun == "event: version"
     assert (first["predictions"][0]["label"], first["version"]) == ("cat", 0)
     assert receipt == {"id": "chelsea-1", "seq": 1, "status": "accepted"}
     assert second["predictions"][0]["label"] == "Chelsea"
