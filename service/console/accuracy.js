@@ -12,6 +12,7 @@ let points = JSON.parse(sessionStorage.getItem(KEPT_AS) ?? "[]"); // { at: label
 /** Show the learner's figures of GET /learning. */
 export function showAccuracy({ learner, backlog, accepted_through, learned_through }) {
   record(learner);
+  byId("experts-section").hidden = byId("figures").hidden = learner.samples === undefined;
   byId("accuracy").replaceChildren(...drawn(learner));
   const lag = accepted_through - learned_through;
   const figures = {
@@ -60,7 +61,8 @@ function record({ prequential_samples: at, prequential_accuracy_recent: recent, 
 function drawn({ prequential_accuracy_recent: recent, prequential_samples: scored }) {
   if (recent == null) {
     return [el("p", { class: "quiet" },
-      "Every label is first asked about. Nothing is scored yet: name a second picture of a class.")];
+      "Each picture is answered before its label is learnt, and that counts. The first of a class "
+      + "does not: name a second one.")];
   }
   const said = `${percent(recent)} of the last hundred or so were right`;
   return [

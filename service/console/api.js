@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { ask } from "./dialogs.js";
 
 const KEPT_AS = "everlens key";
-const TRIES = 6;
+const PATIENCE_MS = 60_000;
 
 /** An answer that is an error: `kind` is the last part of the problem's type. */
 export class Problem extends Error {
@@ -72,11 +72,11 @@ export const get = async (path) => (await send("GET", path)).json();
 
 /** Post something, or delete it, and again as long as the service says when; tell `waiting` why. */
 export async function act(method, path, content = {}, waiting = () => {}) {
-  for (let tries = 1; ; tries += 1) {
+  for (const start = performance.now(); ; ) {
     try {
       return await (await send(method, path, content)).json();
     } catch (problem) {
-      if (!(problem.retryAfterS > 0) || tries === TRIES) throw problem;
+      if (!(problem.retryAfterS > 0) || performance.now() - start > PATIENCE_MS) throw problem;
       waiting(`${problem.message}; trying again in ${problem.retryAfterS} s`);
       await new Promise((done) => setTimeout(done, problem.retryAfterS * 1000));
     }

@@ -47,15 +47,19 @@ export function ago(seconds) {
   }
 }
 
-/** Show a list anew, but not under somebody's pointer or focus: then, once both have left it. */
+/**
+ * Return a function that shows a list anew, but not under somebody's pointer: then, once it has left.
+ * The focus goes on to what has the same `data-keep`.
+ */
 export function steadily(list, render) {
   let stale = false;
   const draw = () => {
-    stale = list.matches(":hover, :focus-within");
-    if (!stale) render();
+    stale = list.matches(":hover");
+    if (stale) return;
+    const kept = list.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
+    render();
+    if (kept) list.querySelector(`[data-keep="${CSS.escape(kept)}"]`)?.focus();
   };
-  const left = () => setTimeout(() => stale && draw());
-  list.addEventListener("pointerleave", left);
-  list.addEventListener("focusout", left);
+  list.addEventListener("pointerleave", () => setTimeout(() => stale && draw()));
   return draw;
 }

@@ -11,13 +11,17 @@ let shown = null; // { blob, url, answer, before, busy, taught }
 const files = []; // that were chosen together
 let queue = []; // predictions of anybody, the least certain first
 let held = null; // why the learner takes nothing up now
+let classes = 0; // that are learnt
 let changed = () => {};
 
 /** Call `listener` with each answer, or null where there is none. */
 export const onAnswer = (listener) => (changed = listener);
 
-/** Know why the learner takes nothing up now, or null. */
-export const setHeld = (reason) => (held = reason);
+/** Know from the body of GET /learning whether there is anything to ask among, and what holds it up. */
+export function setLearning(body) {
+  held = body.held ?? body.paused;
+  classes = body.learner.classes ?? 0;
+}
 
 /** Take the predictions that want a name, for the key that shows the next. */
 export function setQueue(predictions) {
@@ -97,6 +101,10 @@ async function begin(blob, predictionId) {
 
 /** Ask what a picture is, and show it; an answer that comes too late for it is dropped. */
 async function look(asked, predictionId) {
+  if (!classes && !candidates().length) {
+    fail(asked, { kind: "nothing-learnt" });
+    return;
+  }
   say("Looking…");
   try {
     const answer = await classify(asked.blob, { labels: candidates(), waiting: say });
@@ -197,7 +205,7 @@ function showAfter() {
 
 function showNext() {
   byId("next").hidden = !files.length && !(shown && queue.length);
-  byId("next-count").textContent = files.length ? `Next of ${files.length} more` : "Next uncertain one";
+  byId("next-count").textContent = files.length ? `Next of ${files.length}` : "Next uncertain";
 }
 
 function say(text) {

@@ -24,8 +24,9 @@ export async function follow(on) {
     }
     do {
       try {
-        on.learning(await get("learning"));
+        const body = await get("learning");
         on.connection("live");
+        shown(on, body);
       } catch (problem) {
         on.connection(problem.status ? problem.message : "no answer from the service", true);
       }
@@ -63,5 +64,14 @@ function hand(event, on) {
   const fields = event.split(/\r?\n/).map((line) => /^([a-z]+): ?(.*)$/.exec(line)).filter(Boolean);
   const all = (name) => fields.filter((field) => field[1] === name).map((field) => field[2]);
   const data = all("data").join("\n");
-  if (all("event").at(-1) === "learning" && data) on.learning(JSON.parse(data));
+  if (all("event").at(-1) === "learning" && data) shown(on, JSON.parse(data));
+}
+
+/** A fault of the page's own is reported as one, and not taken for a service that is away. */
+function shown(on, body) {
+  try {
+    on.learning(body);
+  } catch (fault) {
+    reportError(fault);
+  }
 }

@@ -49,23 +49,24 @@ const refreshLists = unhurried(async () => {
 const refreshQueued = unhurried(async () => hero.setQueue(await refreshQueue()));
 
 function showLearning(body) {
-  if (body.version !== learning?.version || body.pinned !== learning?.pinned) {
-    showVersion(body.version);
-    refreshLists();
-    refreshQueued();
-  }
+  showVersion(body.version);
+  const before = learning;
   learning = body;
+  if (before?.learner.version !== body.learner.version || before?.pinned !== body.pinned) refreshLists();
   showAccuracy(body);
   showExperts(body.learner.expert_recall, line);
   setPinned(body.pinned);
-  hero.setHeld(body.held ?? body.paused);
+  hero.setLearning(body);
   showNotices(body);
   byId("hold").hidden = body.held === undefined;
   byId("hold").textContent = body.held ? "Resume learning" : "Pause learning";
 }
 
 function showVersion(version) {
+  if (byId("version").textContent === String(version)) return;
   byId("version").textContent = version;
+  refreshLists();
+  refreshQueued();
   if (learning && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
     byId("version").animate({ transform: ["scale(1.5)", "scale(1)"] }, 400);
   }
@@ -130,6 +131,7 @@ onChosen(hero.openPrediction);
 hero.onAnswer((answer) => {
   line = answer?.explanation?.experts?.[0] ?? null;
   if (learning) showExperts(learning.learner.expert_recall, line);
+  if (answer) showVersion(answer.version);
   refreshQueued();
 });
 byId("next").addEventListener("click", hero.next);

@@ -63,8 +63,10 @@ function render() {
     const doubt = second
       ? `${first.label} ${percent(first.score)} or ${second.label} ${percent(second.score)}`
       : `${first.label} ${percent(first.score)}`;
-    return el("li", {}, el("button", { type: "button", onclick: () => open(prediction) },
-      el("img", { src: pictures.get(prediction.prediction_id), alt: "" }),
-      el("span", {}, doubt)));
+    return el("li", {}, el("button", {
+      type: "button", "data-keep": prediction.prediction_id, onclick: () => open(prediction),
+    },
+    el("img", { src: pictures.get(prediction.prediction_id), alt: "" }),
+    el("span", {}, doubt)));
   }));
 }

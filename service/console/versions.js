@@ -38,15 +38,12 @@ function item(record) {
       answers ? el("span", { class: "tag" }, "answers") : null,
       version === pinned ? el("span", { class: "tag" }, "pinned") : null,
       el("span", { class: "quiet" }, ago(published_at))),
-    el("p", { class: "quiet" },
-      `${counted(samples, "label")}, ${counted(classes, "class", "classes")}`
-      + (restored_from == null ? "" : `; went on from version ${restored_from}`)),
-    gate ? el("p", { class: gate.published ? "gate passed" : "gate" }, verdict(gate)) : null,
-    el("p", { class: "deeds" },
-      version === pinned
-        ? deed("Take the pin off", version, unpin)
-        : deed("Pin", version, pin),
-      version === lineage.versions[0].version ? null : deed("Go back", version, activate)));
+    el("p", {}, el("span", { class: "quiet" },
+      `${counted(samples, "label")}, ${counted(classes, "class", "classes")}`),
+      version === lineage.versions[0].version ? null : deed("Go back", version, activate),
+      deed(version === pinned ? "Unpin" : "Pin", version, turnPin)),
+    restored_from == null ? null : el("p", { class: "gate" }, `Goes on from version ${restored_from}`),
+    gate ? el("p", { class: "gate" }, verdict(gate)) : null);
 }
 
 function verdict({ published, held_out, before, after, error }) {
@@ -58,32 +55,28 @@ function verdict({ published, held_out, before, after, error }) {
 
 function deed(name, version, run) {
   return el("button", {
-    type: "button", class: "link", "aria-label": `${name}: version ${version}`,
+    type: "button", class: "link", "data-keep": `${run.name} ${version}`, "aria-label": `${name}: version ${version}`,
     onclick: () => run(version).catch((problem) => say(problem.message)),
   }, name);
 }
 
-async function pin(version) {
-  const sure = await ask({
-    title: `Answer with version ${version}?`,
-    text: `Every service answers with version ${version} until the pin is taken off. Learning goes `
-      + "on, but no new label shows in an answer meanwhile. Nothing is lost.",
-    action: `Pin version ${version}`,
-  });
+async function turnPin(version) {
+  const off = version === pinned;
+  const sure = await ask(off
+    ? {
+      title: "Take the pin off?",
+      text: "Every service answers with the newest version again, within about a second.",
+      action: "Take it off",
+    }
+    : {
+      title: `Answer with version ${version}?`,
+      text: `Every service answers with version ${version} until the pin is taken off. Learning goes `
+        + "on, but no new label shows in an answer meanwhile. Nothing is lost.",
+      action: `Pin version ${version}`,
+    });
   if (!sure) return;
-  await act("POST", `versions/${version}/pin`);
-  say(`Version ${version} is pinned.`);
-}
-
-async function unpin(version) {
-  const sure = await ask({
-    title: "Take the pin off?",
-    text: "Every service answers with the newest version again, within about a second.",
-    action: "Take it off",
-  });
-  if (!sure) return;
-  await act("DELETE", `versions/${version}/pin`);
-  say("The newest version answers again.");
+  await act(off ? "DELETE" : "POST", `versions/${version}/pin`);
+  say(off ? "The newest version answers again." : `Version ${version} is pinned.`);
 }
 
 async function activate(version) {

@@ -1,0 +1,254 @@
+"""Somebody drops a picture, names it, and sees the answer change: in a real browser, end to end."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.console.conftest import PATIENCE_MS, PHONE, WIDE, Console, Opener, Running
+from tests.pictures import crops, photograph
+from tests.system.processes import ROOT, clean_environment
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
+
+KNOWN = ("cat", "coffee", "rocket")
+NEW = {
+    "astronaut": "astronaut",
+    "hubble_deep_field": "galaxies",
+    "camera": "photographer",
+    "coins": "coins",
+}
+
+
+def file_of(picture: Image.Image | np.ndarray, kind: str = "JPEG") -> bytes:
+    """Return a picture's file."""
+    whole = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    whole.save(buffer, kind, quality=92)
+    return buffer.getvalue()
+
+
+def detail(name: str, turn: int) -> Image.Image:
+    """Return a small part of a photograph, hard to tell; another one each turn."""
+    picture = photograph(name)
+    rng = np.random.default_rng([turn, len(name)])
+    side = min(picture.size) // 3
+    left, upper = (int(rng.integers(length - side)) for length in picture.size)
+    return picture.crop((left, upper, left + side, upper + side))
+
+
+def violations(console: Console) -> list[str]:
+    """Return what axe finds wrong with the page as it is, with the place of each."""
+    found = Axe().run(console.page).response["violations"]
+    return [f"{v['id']}: {node['html']} {node['failureSummary']}" for v in found for node in v["nodes"]]
+
+
+def test_dropped_photograph_is_named_and_the_answer_knows_it(open_console: Opener) -> None:
+    """From the empty page: drop, name, and the bars and the version have changed."""
+    console = open_console()
+    expect(console.page.locator("#classes-empty")).to_be_visible()
+    assert 0 == console.version
+
+    console.drop(file_of(photograph("cat")))
+    console.until_status("No class is learnt yet")
+    console.page.get_by_role("combobox", name="Its name").fill("cat")
+    console.page.get_by_role("button", name="Teach").click()
+    console.until_status("Learnt by version")
+    assert ["cat"] == console.lines
+    first = console.version
+    assert first > 0
+
+    console.drop(file_of(photograph("coffee")))
+    console.until_status("“cat” with")
+    console.page.get_by_role("combobox", name="It is something else").fill("cup of coffee")
+    console.page.get_by_role("button", name="Teach").click()
+    console.until_status("Learnt by version")
+    assert ["cup of coffee", "cat"] == console.lines
+    expect(console.page.locator("#version")).not_to_have_text(str(first), timeout=PATIENCE_MS)
+    expect(console.page.locator("#class-rows tr")).to_have_count(2, timeout=PATIENCE_MS)
+
+
+def test_everything_goes_by_keyboard(open_console: Opener) -> None:
+    """No pointer: choose two files, name one by its line's number, one by a new name, take it back."""
+    console = open_console()
+    page = console.page
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("o")
+    chooser.value.set_files(
+        [
+            {"name": "one.jpg", "mimeType": "image/jpeg", "buffer": file_of(crops("cat", 1, 224)[0])},
+            {"name": "two.jpg", "mimeType": "image/jpeg", "buffer": file_of(photograph("rocket"))},
+        ]
+    )
+    console.until_status("says version")
+    place = 1 + console.lines.index("cat")
+    page.keyboard.press(str(place))
+    console.until_status("Learnt by version")
+
+    page.keyboard.press("j")
+    console.until_status("says version")
+    page.keyboard.press("n")
+    page.keyboard.type("Cat")
+    expect(page.locator("#name-hint")).to_contain_text("“cat” is known")
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("rocket")
+    page.keyboard.press("Enter")
+    console.until_status("Learnt by version")
+    assert "rocket" == console.lines[0]
+
+    # Every control is reached, and shows where the focus is.
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        if focused.get_attribute("aria-label") == "Pin: version 1":
+            break
+        outlined = focused.evaluate("(e) => getComputedStyle(e.closest('.button') ?? e).outlineStyle")
+        assert "none" != outlined
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("Answer with version 1?")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+    page.get_by_label("Single keys").uncheck()
+    page.keyboard.press("n")
+    expect(page.locator("#name")).not_to_be_focused()
+
+
+def test_pin_says_what_it_does_and_does_it(open_console: Opener) -> None:
+    """A pinned version answers, the page says so, and taking the pin off brings the newest back."""
+    console = open_console()
+    page = console.page
+    page.get_by_role("button", name="Pin: version 1", exact=True).click()
+    expect(page.get_by_role("dialog")).to_contain_text("Learning goes on")
+    page.get_by_role("button", name="Pin version 1").click()
+    expect(page.locator("#notices")).to_contain_text("Version 1 is pinned", timeout=PATIENCE_MS)
+    expect(page.locator("#version")).to_have_text("1", timeout=PATIENCE_MS)
+
+    page.mouse.move(0, 0)
+    page.get_by_role("button", name="Unpin: version 1", exact=True).click()
+    page.get_by_role("button", name="Take it off").click()
+    expect(page.locator("#version")).not_to_have_text("1", timeout=PATIENCE_MS)
+    expect(page.locator("#notices")).to_be_empty()
+
+
+def test_photograph_of_a_phone_is_sent_small(open_console: Opener, running: Running) -> None:
+    """Twelve megapixels in megabytes become a JPEG of 1600 pixels before they travel."""
+    grain = Image.effect_noise((4000, 3000), 40).convert("RGB")
+    large = file_of(Image.blend(photograph("rocket").resize(grain.size), grain, 0.3))
+    assert len(large) > 4_000_000
+    console = open_console(size=PHONE, touch=True)
+    console.page.set_input_files(
+        "#photograph", [{"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": large}]
+    )
+    console.until_status("says version")
+    sent = Image.open(io.BytesIO(running.newest_picture()))
+    assert ("JPEG", (1600, 1200)) == (sent.format, sent.size)
+    assert "rocket" in console.lines[:2]
+    console.drop(b"no picture", "text/plain")
+    console.until_status("save it as JPEG")
+
+
+def test_nothing_is_wrong_for_axe_and_it_is_seen(open_console: Opener, running: Running) -> None:
+    """
+    While others teach, at both widths, light and dark: no violation of what axe knows.
+
+    With CONSOLE_SCREENSHOTS the same pages are kept as pictures.
+    """
+    pages = [
+        (open_console(size=size, dark=dark, touch=size == PHONE), f"console-{name}-{theme}", shown)
+        for (name, size, theme, dark, shown) in (
+            ("wide", WIDE, "light", False, "astronaut"),
+            ("wide", WIDE, "dark", True, "hubble_deep_field"),
+            ("phone", PHONE, "light", False, "camera"),
+            ("phone", PHONE, "dark", True, "coins"),
+        )
+    ]
+    for turn in range(8):
+        for known in KNOWN:
+            running.teach(known, file_of(detail(known, turn)))
+    for known in KNOWN:
+        running.ask(file_of(detail(known, 8)))
+    for console, name, shown in pages:
+        rows = console.page.locator("#class-rows")
+        expect(rows.filter(has_text=KNOWN[-1])).to_be_visible(timeout=PATIENCE_MS)
+        console.drop(file_of(photograph(shown)))
+        console.until_status("says version")
+        console.page.get_by_role("combobox", name="It is something else").fill(NEW[shown])
+        console.page.get_by_role("button", name="Teach").click()
+        console.until_status("Learnt by version")
+        assert NEW[shown] == console.lines[0]
+        expect(console.page.locator(".headline")).to_be_visible(timeout=PATIENCE_MS)
+        console.page.mouse.move(0, 0)
+        keep(console, name)
+        assert [] == violations(console)
+        width = console.page.evaluate("document.documentElement.scrollWidth")
+        assert width == console.page.viewport_size["width"], "it scrolls sideways"
+
+    console.page.get_by_role("button", name="Pin: version").first.click()
+    assert [] == violations(console)
+
+
+def keep(console: Console, name: str) -> None:
+    """Write a screenshot, in 256 colours: a third of the bytes, and nobody sees it."""
+    if SCREENSHOTS is None:
+        return
+    console.page.wait_for_timeout(1000)  # bars move half a second
+    shot = Image.open(io.BytesIO(console.page.screenshot())).convert("RGB")
+    path = ROOT / SCREENSHOTS / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shot.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def test_hostile_label_is_a_text(open_console: Opener, running: Running) -> None:
+    """Markup in a label is shown as it is written, wherever labels stand."""
+    label = "<img src=x onerror=alert(1)>\"'&"
+    picture = file_of(Image.effect_noise((64, 64), 90).convert("RGB"))
+    running.teach(label, picture)
+    console = open_console()
+    expect(console.page.get_by_role("rowheader", name=label)).to_be_visible(timeout=PATIENCE_MS)
+    console.paste(picture)
+    console.until_status(label)
+    console.page.keyboard.press("1")
+    console.until_status("Learnt by version")
+    assert 0 == console.page.locator("img[src=x]").count()
+
+
+def test_key_is_asked_for_once_and_stays_in_the_tab(open_console: Opener, running: Running) -> None:
+    """Last, since a service that has had a key never opens again."""
+    made = subprocess.run(
+        [sys.executable, "-m", "everlens.cli", "keys", "add", "console"],
+        env=clean_environment(data_dir=str(running.data_dir)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    token = made.stdout.strip()
+    console = open_console()
+    page = console.page
+    question = page.get_by_role("dialog")
+    expect(question).to_contain_text("wants an API key", timeout=PATIENCE_MS)
+    page.locator("#dialog-input").fill(token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
+    page.reload()
+    expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
+    expect(question).to_be_hidden()
+
+    assert not [request.url for request in console.requests if token in request.url]
+    assert not page.evaluate("(token) => document.cookie + JSON.stringify(localStorage)", token).count(
+        token
+    )
+    # A browser logs every 401 as an error; there is nothing else.
+    console.complaints[:] = [text for text in console.complaints if "status of 401" not in text]
