@@ -21,7 +21,7 @@ local function field(i, k) return ARGV[HEADER + FIELDS * (i - 1) + k] end
 -- Look before writing: a repeat is never told that the queue is full.
 local count = (#ARGV - HEADER) / FIELDS
 local receipts, added, added_bytes, first_seen = {}, 0, 0, {}
-local added_of, new_labels, new_count, gone = {}, {}, 0, {}
+local added_of, is_class, new_count = {}, {}, 0  -- whether a label is one after the entries so far
 for i = 1, count do
   local id, digest, tenant, label = field(i, 2), field(i, 3), field(i, 4), field(i, 5)
   local known = redis.call('HGET', ids, id)
@@ -36,10 +36,16 @@ for i = 1, count do
     added, added_bytes = added + 1, added_bytes + #field(i, 7)
     added_of[tenant] = (added_of[tenant] or 0) + 1
     if field(i, 1) == 'forget' then
-      gone[#gone + 1] = label
-    elseif label ~= '' and not new_labels[label] and redis.call('SISMEMBER', labels, label) == 0 then
-      if field(i, 6) ~= '1' then return {'NEWCLASS', label} end
-      new_labels[label], new_count = true, new_count + 1
+      -- A class that is forgotten is new again to whoever names it next.
+      if label ~= '' then is_class[label] = false end
+    elseif label ~= '' then
+      if is_class[label] == nil then
+        is_class[label] = redis.call('SISMEMBER', labels, label) == 1
+      end
+      if not is_class[label] then
+        if field(i, 6) ~= '1' then return {'NEWCLASS', label} end
+        is_class[label], new_count = true, new_count + 1
+      end
     end
   end
 end
@@ -77,9 +83,7 @@ for i = 1, count do
     end
   end
 end
-for label in pairs(new_labels) do redis.call('SADD', labels, label) end
--- A class that is forgotten is new again to whoever names it next.
-for _, label in ipairs(gone) do redis.call('SREM', labels, label) end
+for label, is in pairs(is_class) do redis.call(is and 'SADD' or 'SREM', labels, label) end
 for tenant, more in pairs(added_of) do
   if tenant ~= '' then redis.call('HINCRBY', waiting, tenant, more) end
 end

@@ -202,6 +202,37 @@ def test_who_may_not_make_a_class_may_teach_known_ones(ask) -> None:
     assert ask(lambda a: a.admit([Admittable("3", "d", b"", label="bird", may_be_new=False)]))
 
 
+def test_forgotten_class_is_known_by_what_came_last(ask, stream: Stream) -> None:
+    """Of entries that go to the log together each counts after the one before it."""
+    anew = {"label": "bird", "may_be_new": False}
+
+    def forget(name: str) -> Admittable:
+        return Admittable(name, "d", b"", label="bird", kind=EntryKind.FORGET)
+
+    def labels() -> set[bytes]:
+        found: set[bytes] = stream.client.smembers(stream.keys.labels)  # type: ignore[assignment]
+        return found
+
+    ask(lambda a: a.admit([Admittable("1", "d", b"", label="bird")]))
+    with pytest.raises(NewClass, match="'bird' is no class yet"):
+        ask(lambda a: a.admit([forget("2"), Admittable("3", "d", b"", **anew)]))
+    ask(lambda a: a.admit([forget("2"), Admittable("3", "d", b"", label="bird")]))
+    assert labels() == {b"bird"}
+    ask(lambda a: a.admit([Admittable("4", "d", b"", **anew), forget("5")]))
+    assert labels() == set()
+
+
+def test_learning_goes_on_where_the_log_is_full(ask, stream: Stream) -> None:
+    """What waits while learning is held may fill the memory; only a learner frees it again."""
+    ask(lambda a: a.hold("labels are being checked"))
+    stream.client.config_set("maxmemory", 1)
+    try:
+        ask(lambda a: a.hold(""))
+    finally:
+        stream.client.config_set("maxmemory", 64 << 20)
+    assert ask(lambda a: a.backlog()).held == ""
+
+
 def test_log_that_lost_its_end_takes_nothing(ask, stream: Stream, witness: Witness) -> None:
     """What was acknowledged is remembered beside the log; a log that ends before it is refused."""
     ask(lambda a: a.admit([sample("a"), sample("b"), sample("c")]))
