@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from everlens.records import DeadLetter, EntryKind, Forgetting
+from everlens.settings import Settings
 from everlens.wire import decode_forgetting
 from tests.unit.service.api import Api
+from tests.unit.service.conftest import Start
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +45,16 @@ async def test_sample_is_forgotten_through_the_log(api: Api, photos) -> None:
     assert (report["samples"], report["label"]) == (1, None)
     assert not any("adapter" in sentence for sentence in report["stays"])
     assert (await api.teach("cat", photos["cat"], id="first")).status_code == 200
+
+
+async def test_nobodys_id_keeps_a_sample_from_being_forgotten(api: Api, photos) -> None:
+    """Who teaches chooses ids; one like that of a forgetting is in nobody's way."""
+    await api.teach("cat", photos["cat"], id="forget-sample-2")
+    await api.teach("cat", photos["cat"], id="mine")
+    response = await api.client.delete("/samples/mine")
+    assert response.status_code == 202, response.text
+    assert decode_forgetting(api.stream.read(2, 9)[0].payload) == Forgetting(seq=2)
+    assert (await api.client.get(response.headers["location"])).json()["seq"] == 3
 
 
 async def test_class_is_forgotten_and_its_name_is_new_again(api: Api, photos) -> None:
@@ -109,6 +121,17 @@ async def test_learning_is_held_and_samples_are_taken(api: Api, photos) -> None:
     assert api.stream.held == ""
     assert (await api.client.post("/learning/pause")).json() == {"held": "no reason was given"}
     assert (await api.client.post("/learning/pause", json={})).status_code == 200
+
+
+async def test_forgettings_wait_in_the_queue_of_all(started: Start, settings: Settings, photos):
+    """They are entries like others: a full backlog refuses them with a time."""
+    async with started(settings.model_copy(update={"max_backlog_samples": 1})) as api:
+        await api.teach("cat", photos["cat"], id="first")
+        for path in ("/samples/first", "/classes/cat"):
+            response = await api.client.delete(path)
+            assert (response.status_code, response.json()["type"]) == (429, "/problems/queue-full")
+            assert int(response.headers["retry-after"]) > 0
+        assert api.seq == 1
 
 
 @pytest.mark.parametrize(
