@@ -12,7 +12,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -142,7 +142,7 @@ class Client(Verbs):
         """Close the connections."""
         self._http.close()
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """
         Yield what changes, as long as it is asked for: versions, how learning goes, refusals.
 
@@ -227,7 +227,7 @@ class AsyncClient(Verbs):
         """Close the connections."""
         await self._http.aclose()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Yield what changes, as `Client.events` does."""
         feed = Feed(self.patience_s)
         while True:

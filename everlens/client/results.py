@@ -275,10 +275,11 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What a class's recall was once so many samples of it were learnt."""
+    """What a class's recall was while about so many samples of it were learnt, of how many asked."""
 
     samples: int
     recall: float
+    answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from everlens.client import Client
-from everlens.commands.reaching import EXIT_FAILED, add_url, client_of
+from everlens.commands.reaching import EXIT_FAILED, PATIENCE_S, add_url, client_of
 from everlens.commands.watching import watch
 from everlens.settings import Settings
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+_WATCHING_S = 600.0  # whoever watches sees a restart through
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,7 +31,8 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print where it stands; return 1 when it does not answer queries."""
     console = Console(highlight=False)
-    with client_of(arguments, settings) as client:
+    patience_s = _WATCHING_S if arguments.watch else PATIENCE_S
+    with client_of(arguments, settings, patience_s=patience_s) as client:
         return watch(client, console) if arguments.watch else status(client, console)
 
 
