@@ -3,6 +3,7 @@ Every error of our own, in one tree; each leaf says who catches it.
 
     EverlensError
     ├── SettingsError      the two roots and the command line: one line, exit 2
+    ├── ApiError           (of everlens.client) the command line: one line, exit 1
     ├── ModelError         the two roots: one line, exit 2
     ├── KeysError          the two roots and the command line: one line, exit 2;
     │                      service.auth: the keys that were read before still hold

@@ -35,6 +35,7 @@ from everlens.client import (
 from everlens.client.clients import Verbs
 from everlens.client.feed import Feed
 from everlens.client.pictures import file_bytes, opened
+from everlens.client.progress import bar
 from everlens.client.refusals import patiently, problem, unreachable
 from everlens.client.results import plain, read
 from everlens.client.steps import Aside, Pause, Plan, Reply, Request
@@ -341,6 +342,17 @@ def test_folder_is_not_gone_on_with_where_the_service_refuses_it(tmp_path: Path)
 
     with pytest.raises(ApiError, match="not allowed"):
         Course(teaching.learn_folder(tmp_path), said({"title": "not allowed"}, 409))
+
+
+def test_progress_is_drawn_where_it_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar on standard error where it is asked for; by default none where that is no terminal."""
+    for shown in (None, True):
+        with bar(2, shown=shown) as advance:
+            advance(1)
+            advance(1)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("2/2" in err) == bool(shown)
 
 
 def test_embeddings_are_rows_of_an_array() -> None:
