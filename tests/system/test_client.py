@@ -7,9 +7,12 @@ A small random model: what is seen here is that each verb does what it says, not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +26,7 @@ import pytest
 from bench.tiny_clip import write_tiny_clip
 from everlens import ApiError, AsyncClient, Client
 from everlens.cli import main
+from everlens.client import Event, Learning, VersionRecord
 from everlens.keys import SCOPES, Scope, add_key
 from tests.system.processes import clean_environment, everlens_up, free_port, started
 
@@ -377,3 +381,45 @@ def test_commands_correct_forget_and_hold(say: Say, tmp_path: Path) -> None:
     assert "1 sample, 1 of them kept for replay" in forgotten[1]
     assert held == (0, "learning is held: a [b]test[/b]\n", "")
     assert resumed == (0, "learning goes on\n", "")
+
+
+def test_events_are_heard_as_they_come(client: Client, running: Running) -> None:
+    """The present state first, then each version that is published, awaited or not."""
+
+    async def first() -> Event:
+        async with (
+            AsyncClient(running.url, api_key=running.key) as awaiting,
+            contextlib.aclosing(awaiting.events()) as events,
+        ):
+            return await anext(events)
+
+    with contextlib.closing(client.events()) as events:
+        present = next(event for event in events if isinstance(event, VersionRecord))
+        state = next(event for event in events if isinstance(event, Learning))
+        receipt = client.learn(picture(81), "heard")
+        news = next(
+            event
+            for event in events
+            if isinstance(event, VersionRecord) and event.learned_through >= receipt.seq
+        )
+
+    assert state.learned_through >= present.learned_through
+    assert news.version > present.version
+    assert client.classify(picture(81), ["heard"]).best.samples == 1
+    assert isinstance(asyncio.run(first()), VersionRecord)
+
+
+def test_watching_ends_by_an_interrupt(running: Running, client: Client, tmp_path: Path) -> None:
+    """Where there is no terminal it says a line for each change, and Ctrl-C is how it ends."""
+    words = [sys.executable, "-m", "everlens.cli", "status", "--watch", "--url", running.url]
+    environment = clean_environment(api_key=running.key)
+    with started(words, environment, tmp_path / "watch.log") as watching:
+        watching.until_said("accuracy", READY_S)
+        receipt = client.learn(picture(82), "watched")
+        client.classify(picture(82), ["watched"], wait_for=receipt)
+        watching.until_said(f"learnt through {client.learning().learned_through}", READY_S)
+        watching.signal_group(signal.SIGINT)
+        code = watching.wait(READY_S)
+
+    assert code == 0
+    assert "Traceback" not in watching.said()
