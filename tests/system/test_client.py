@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -423,3 +424,35 @@ def test_watching_ends_by_an_interrupt(running: Running, client: Client, tmp_pat
 
     assert code == 0
     assert "Traceback" not in watching.said()
+
+
+def test_explanations_come_with_exemplars(client: Client) -> None:
+    """Shares add up to the score; the nearest labelled picture is there; more than one request."""
+    receipt = client.learn(picture(69), "explained")
+    client.wait(receipt, within_s=LEARNT_S)
+
+    answers = client.classify_many([picture(69)] * 9, wait_for=receipt, explain=True)
+
+    for answer in answers:
+        assert answer.explanation is not None
+        line = answer.explanation.experts[0]
+        shares = [line.zero_shot or 0.0, line.evidence or 0.0, line.adapter or 0.0]
+        assert sum(shares) == pytest.approx(answer.best.score, abs=1e-3)
+        assert answer.explanation.exemplars
+        assert answer.explanation.exemplars[0].image in answer._repr_html_()
+    with PIL.Image.open(io.BytesIO(client.picture_of(receipt))) as kept:
+        assert kept.width == kept.height
+
+
+def test_labelling_names_each_class(client: Client) -> None:
+    """Each learnt class stands there; where nothing was scored yet, nothing is claimed."""
+    receipt = client.learn(picture(83), "labelled")
+    client.wait(receipt, within_s=LEARNT_S)
+    client.classify(picture(83), ["labelled"], wait_for=receipt)
+
+    told = client.labelling()
+
+    (mine,) = (each for each in told.classes if each.label == "labelled")
+    assert (mine.samples, mine.enough) == (1, None)
+    assert len(told.suggestions) <= 5
+    assert "labelled" in told._repr_html_()
