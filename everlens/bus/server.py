@@ -70,9 +70,16 @@ def _version(binary: Path) -> tuple[int, int]:
 class EmbeddedServer:
     """A server process over one directory, from `start` to `stop`."""
 
-    def __init__(self, directory: Path, *, binary: str = "", maxmemory_bytes: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        binary: str = "",
+        maxmemory_bytes: int,
+        socket: Path | None = None,
+    ) -> None:
         self.directory = directory.resolve()
-        self.socket = self.directory / "redis.sock"
+        self.socket = socket or self.directory / "redis.sock"
         self.binary = binary
         self.maxmemory_bytes = maxmemory_bytes
         self.process: subprocess.Popen[bytes] | None = None

@@ -1,11 +1,12 @@
-"""`everlens up`, `create` and `reconcile`: what runs here, on this machine."""
+"""`everlens up`, `create`, `backup` and `reconcile`: what runs here, on this machine."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everlens.launch.supervisor import tell_worker, up
+from everlens.launch.supervisor import back_up, tell_worker, up
 from everlens.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,23 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "create", help="begin a log (a first `up` does, unless EVERLENS_CREATE=false)"
     )
     created.set_defaults(run=lambda _, settings: tell_worker(settings, "create"))
+    copied = commands.add_parser(
+        "backup",
+        help="copy everything that must survive, while it runs",
+        description="The copy is a data directory: EVERLENS_DATA_DIR=DIR everlens up goes on from "
+        "it. It holds every sample that was accepted before the command began.",
+    )
+    copied.add_argument("target", type=Path, metavar="DIR", help="must not be there yet")
+    copied.add_argument(
+        "--log", type=Path, metavar="DIR", help="of the log's server (default: the embedded one's)"
+    )
+    copied.add_argument(
+        "--serving",
+        type=Path,
+        metavar="DIR",
+        help="data directory of the service, where it has one of its own",
+    )
+    copied.set_defaults(run=_back_up)
     mended = commands.add_parser(
         "reconcile",
         help="go on where the log and what was learnt no longer belong together",
@@ -33,6 +51,10 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     mended.add_argument("--yes", action="store_true", help="do it")
     mended.set_defaults(run=_reconcile)
+
+
+def _back_up(arguments: argparse.Namespace, settings: Settings) -> int:
+    return back_up(settings, arguments.target, log_dir=arguments.log, serving_dir=arguments.serving)
 
 
 def _reconcile(arguments: argparse.Namespace, settings: Settings) -> int:

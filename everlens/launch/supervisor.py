@@ -92,6 +92,21 @@ class Launcher:
                 self.server.stop()
             os.close(lock)
 
+    def back_up(self, target: Path, log_dir: Path | None, serving_dir: Path | None) -> int:
+        """Have the worker copy everything to `target`, in use or not; return its exit code."""
+        if log_dir is None and self.settings.redis_url:
+            raise SettingsError(
+                f"the log is at {without_password(self.settings.redis_url)}; name the directory of "
+                "that server with --log"
+            )
+        embedded = self.data_dir / "redis"
+        words = [target.resolve(), log_dir or embedded, serving_dir or self.data_dir]
+        redis_url = self.settings.redis_url or f"unix://{embedded}/redis.sock"
+        return subprocess.call(
+            [sys.executable, "-P", "-m", "worker", "backup", *map(str, words)],
+            env=self._environment(redis_url),
+        )
+
     def say(self, line: str = "") -> None:
         """Print one line as it is, however long: it may be there to be pasted."""
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -263,3 +278,21 @@ def tell_worker(settings: Settings, *words: str) -> int:
         SettingsError, ServerError: it cannot start; one sentence says why.
     """
     return Launcher(settings, Console(file=sys.stdout)).tell_worker(*words)
+
+
+def back_up(
+    settings: Settings, target: Path, *, log_dir: Path | None, serving_dir: Path | None
+) -> int:
+    """
+    Copy everything that must survive, while it is used or not.
+
+    Args:
+        settings: with the data directory.
+        target: a directory that is not there yet.
+        log_dir: of the log's server; None is the embedded one's.
+        serving_dir: data directory of the service, where it has one of its own.
+
+    Raises:
+        SettingsError: nobody says where the log is.
+    """
+    return Launcher(settings, Console(file=sys.stdout)).back_up(target, log_dir, serving_dir)
