@@ -9,6 +9,7 @@ from enum import StrEnum
 LABEL_CHARACTERS_MAX = 200
 TEXT_CHARACTERS_MAX = 500
 ID_CHARACTERS_MAX = 200
+TRACE_CHARACTERS_MAX = 55  # of a traceparent, as W3C's Trace Context has it
 
 # Letters and symbols by their category that nobody sees: Hangul fillers and the empty braille cell.
 _BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
@@ -34,6 +35,7 @@ class Sample:
     label: str
     image: bytes
     text: str | None = None  # a caption to train on instead of the class's prompt
+    trace: str = ""  # traceparent of the request that brought it, where requests are traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Rejection:
     id: str
     label: str  # the refused name
     image: bytes
+    trace: str = ""  # likewise
 
 
 @dataclass(frozen=True, slots=True)

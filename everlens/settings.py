@@ -156,6 +156,19 @@ class Settings(BaseSettings):
         description="Memory for answers and their pictures, for POST /feedback; 0 keeps none.",
     )
 
+    # Who may see
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines of the log: for people, or one JSON object each."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Of both halves; `debug` has a line for each request and each batch."
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description="Collector of traces (OTLP over HTTP, `http://host:4318`); needs "
+        "`everlens[otel]`.",
+    )
+
     # Who may ask
     keys_file: str = Field(
         "", description="API keys; empty is `keys.json` in the data directory, if it is there."
@@ -184,20 +197,29 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: an unknown `EVERLENS_*` variable or a value out of range, as one sentence.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    secrets = _secrets_directory()
+    files = secrets.iterdir() if secrets is not None else ()
+    given = {*os.environ, *(file.name.upper() for file in files)}
+    unknown = sorted(name for name in given if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise SettingsError(
             f"unknown setting {', '.join(unknown)}; "
             "docs/settings.md lists all, remove or correct the variable"
         )
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return Settings(_secrets_dir=secrets, **overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         lines = (
             f"{PREFIX}{'_'.join(map(str, line['loc'])).upper()}: {line['msg']}"
             for line in error.errors()
         )
         raise SettingsError("; ".join(lines)) from error
+
+
+def _secrets_directory() -> Path | None:
+    """Return where each file `everlens_NAME` is a setting: containers' secrets, or systemd's."""
+    directory = Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/run/secrets")
+    return directory if directory.is_dir() and os.access(directory, os.R_OK) else None
 
 
 def settings_page() -> str:
@@ -210,7 +232,9 @@ def settings_page() -> str:
         [
             "# Settings",
             "",
-            "All come from the environment; an unknown `EVERLENS_*` variable refuses the start.",
+            "All come from the environment; an unknown `EVERLENS_*` variable refuses the start. What",
+            "should not stand there, as an address with a password, may be a file instead:",
+            "`/run/secrets/everlens_redis_url`, or of that name in systemd's `CREDENTIALS_DIRECTORY`.",
             "Written by `python -m everlens.settings > docs/settings.md`; a test holds it.",
             "",
             "| variable | default | meaning |",

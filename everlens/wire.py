@@ -17,6 +17,7 @@ from everlens.records import (
     ID_CHARACTERS_MAX,
     LABEL_CHARACTERS_MAX,
     TEXT_CHARACTERS_MAX,
+    TRACE_CHARACTERS_MAX,
     Activation,
     Forgetting,
     Rejection,
@@ -30,7 +31,8 @@ _HEADER_BYTES_MAX = 64 * 1024
 
 def encode_sample(sample: Sample) -> bytes:
     """Return the payload of a sample; equal samples give equal bytes."""
-    return _encode({"id": sample.id, "label": sample.label, "text": sample.text}, sample.image)
+    header = {"id": sample.id, "label": sample.label, "text": sample.text, **_traced(sample)}
+    return _encode(header, sample.image)
 
 
 def encode_activation(activation: Activation) -> bytes:
@@ -41,12 +43,17 @@ def encode_activation(activation: Activation) -> bytes:
 
 def encode_rejection(rejection: Rejection) -> bytes:
     """Return the payload of a rejection; equal ones give equal bytes."""
-    return _encode({"id": rejection.id, "label": rejection.label}, rejection.image)
+    header = {"id": rejection.id, "label": rejection.label, **_traced(rejection)}
+    return _encode(header, rejection.image)
 
 
 def encode_forgetting(forgetting: Forgetting) -> bytes:
     """Return the payload of a forgetting; equal ones give equal bytes."""
     return _encode({"seq": forgetting.seq, "label": forgetting.label}, b"")
+
+
+def _traced(entry: Sample | Rejection) -> dict[str, str]:
+    return {"trace": entry.trace} if entry.trace else {}
 
 
 def _encode(header: Mapping[str, object], rest: bytes) -> bytes:
@@ -68,6 +75,7 @@ def decode_sample(payload: bytes) -> Sample:
         label=_string(header, "label", LABEL_CHARACTERS_MAX),
         text=None if header.get("text") is None else _string(header, "text", TEXT_CHARACTERS_MAX),
         image=image,
+        trace=_trace(header),
     )
 
 
@@ -94,6 +102,7 @@ def decode_rejection(payload: bytes) -> Rejection:
         id=_string(header, "id", ID_CHARACTERS_MAX),
         label=_string(header, "label", LABEL_CHARACTERS_MAX),
         image=image,
+        trace=_trace(header),
     )
 
 
@@ -128,6 +137,12 @@ def _decode(payload: bytes) -> tuple[dict[str, object], bytes]:
     if not isinstance(header, dict):
         raise WireError("payload header is not an object")
     return header, body[length:]
+
+
+def _trace(header: dict[str, object]) -> str:
+    """Return the traceparent, or nothing: no sample is refused for what is not learnt."""
+    value = header.get("trace")
+    return value if isinstance(value, str) and len(value) <= TRACE_CHARACTERS_MAX else ""
 
 
 def _count(header: dict[str, object], field: str) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import uvicorn
 import uvloop
 
+from everlens import __version__, logs, tracing
 from everlens.errors import EverlensError, SettingsError
 from everlens.keys import read_ring
 from everlens.settings import Settings, load_settings
@@ -27,22 +28,29 @@ if TYPE_CHECKING:
 _GRACE_S = 2
 _EXIT_REFUSED = 2
 
+log = logging.getLogger("service")
+
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     # Idle OpenMP threads sleep instead of spinning: spinning, the service and the learner on the
     # same cores more than halve each other. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.begin()
     try:
         settings = load_settings()
+        logs.begin(settings.log_format, settings.log_level)
         check_address(settings)
-        failure = _run(settings)
+        end_tracing = tracing.begin(settings.otlp_endpoint, "everlens-service", __version__)
+        try:
+            failure = _run(settings)
+        finally:
+            end_tracing()
     except EverlensError as error:
         failure = error
     if failure is None:
         return 0
-    print(f"everlens: {failure}", file=sys.stderr)
+    log.critical("%s", failure)
     return _EXIT_REFUSED
 
 
@@ -104,6 +112,7 @@ def _run(settings: Settings) -> EverlensError | None:
         # Not "warning": clients that send nonsense would fill the log; they are counted instead.
         log_level="error",
         access_log=False,
+        log_config=None,  # its lines are ours
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
@@ -151,10 +160,12 @@ async def _announce(server: uvicorn.Server, service: Service) -> None:
         server.should_exit = True
         return
     model = service.loaded()
-    print(
-        f"everlens answers on http://{server.config.host}:{server.config.port} with "
-        f"{model.backbone.name}, version {model.serving.current.version}",
-        flush=True,
+    log.info(
+        "everlens answers on http://%s:%d with %s, version %d",
+        server.config.host,
+        server.config.port,
+        model.backbone.name,
+        model.serving.current.version,
     )
 
 

@@ -32,6 +32,7 @@ from service.routes import (
     samples,
     versions,
 )
+from service.tracking import QUIET, Tracking
 
 
 def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
@@ -63,6 +64,14 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         redoc_url=None,
         # A redirect would lose the body with many clients, and "/classes/x/" has a name of its own.
         redirect_slashes=False,
+        # A span for each request, where `everlens.tracing` was begun; figures are at /metrics.
+        telemetry={
+            "auto_configure": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in QUIET,
+        },
     )
     app.state.service = service
     problems.install(app)
@@ -76,6 +85,7 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         concurrency=settings.key_concurrency,
     )
     app.add_middleware(RequestMetrics, metrics=service.metrics)
+    app.add_middleware(Tracking)
     for routes in (
         samples,
         classify,

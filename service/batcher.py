@@ -134,12 +134,12 @@ class Batcher:
         if self._queued + count > self.queued_max:
             raise Problem("busy", "too many queries wait; send this again", retry_after_s=1)
         self._queued += count
-        self.metrics.queue_depth.set(self._queued)
+        self.metrics.queued.set(self._queued)
         try:
             yield
         finally:
             self._queued -= count
-            self.metrics.queue_depth.set(self._queued)
+            self.metrics.queued.set(self._queued)
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Return what `function` returns, called on the model thread between two batches."""
@@ -242,7 +242,8 @@ class Batcher:
             started = time.monotonic()
             slices.append(snapshot.see(part))
             self._forward_s = time.monotonic() - started
-            self.metrics.batch_size.observe(len(part))
+            self.metrics.forward_seconds.observe(self._forward_s)
+            self.metrics.batch_pictures.observe(len(part))
         return joined(slices)
 
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:

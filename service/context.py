@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from fastapi import Request
 
+from everlens import __version__
 from everlens.bus.admission import Admission, AdmissionLimits
 from everlens.bus.connect import connect_async
 from everlens.bus.keys import Keys
@@ -78,6 +79,8 @@ class Service:
         self.load = load
         self.client = client
         self.metrics = Metrics()
+        self.metrics.backlog_limit_samples.set(settings.max_backlog_samples)
+        self.metrics.backlog_limit_bytes.set(settings.max_backlog_bytes)
         self.witness = Witness(settings.data_dir / "service" / f"{settings.namespace}.acknowledged")
         self.log = Admission(
             client,
@@ -163,6 +166,7 @@ class Service:
             self.settled,
             VersionCache(self.settings.data_dir / "service" / self.settings.namespace),
         )
+        self.metrics.info.info({"version": __version__, "model": base.backbone.name})
         events = Events(serving, self.follower, swaps, partial(learning, self))
         return Model(base.backbone, serving, batcher, names, swaps, events)
 

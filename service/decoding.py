@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 
 from everlens.errors import ImageError
@@ -30,7 +31,7 @@ class DecodingPool:
 
     Args:
         limits: what is refused.
-        metrics: counts replaced decoders.
+        metrics: times pictures and counts replaced decoders.
         decoders: how many children; None takes one a core, but two to eight.
         wait_s: how long a picture waits for a decoder.
         picture_s: how long it may take.
@@ -51,6 +52,7 @@ class DecodingPool:
         self.decoders = [
             Decoder(limits, metrics.decoder_restarts, picture_s=picture_s) for _ in range(count)
         ]
+        self._seconds = metrics.decode_seconds
         self._free = list(self.decoders)
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="decode")
         self._places = asyncio.Semaphore(count)
@@ -80,6 +82,10 @@ class DecodingPool:
             Problem: 503 when no decoder was free for `wait_s`, or none can be started.
         """
         self.limits.check_file(content)
+        with self._seconds.time():
+            return await self._read(content, spec)
+
+    async def _read(self, content: bytes, spec: PixelSpec) -> Pixels:
         pixels = await self._turn(content, spec, self._places)
         if pixels is None:
             pixels = await self._turn(content, spec, self._large_places, self._places)
@@ -112,7 +118,8 @@ class DecodingPool:
         large = self._large_places in places
         # Shielded, since the decoder goes on when the client has left: its place stays taken.
         running = asyncio.get_running_loop().run_in_executor(
-            self._executor, partial(_read, decoder, content, spec, large=large)
+            self._executor,
+            partial(copy_context().run, _read, decoder, content, spec, large=large),
         )
         running.add_done_callback(give_back)
         return await asyncio.shield(running)

@@ -129,7 +129,6 @@ class HotSwap:
             if ("part", part) not in previous.memo
         }
         await self._take(manifest, parts)
-        self.metrics.swaps.inc()
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         try:
             await self._build(partial(self.cache.keep, manifest, parts))

@@ -214,7 +214,7 @@ def _methods(app: FastAPI, request: Request) -> list[str]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application a problem document."""
+    """Make every error that we know a problem document; `service.tracking` does so for others."""
 
     async def own(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -244,14 +244,8 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_methods(app, request))
         return Problem(kind, detail).response(request.url.path, headers)
 
-    async def unexpected(request: Request, _: Exception) -> Response:
-        # Starlette raises the error again after the answer, so that the server logs it.
-        detail = "this is our fault, not yours; the log of the service has the reason"
-        return Problem("internal", detail).response(request.url.path)
-
     app.add_exception_handler(Problem, own)
     for kind in (Refused, ImageError, BusError):
         app.add_exception_handler(kind, expected)
     app.add_exception_handler(RequestValidationError, parameters)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)

@@ -44,7 +44,8 @@ cannot be read, and 401, 403 and 429 where there are keys.
 _METRICS = """\
 ## Metrics
 
-In Prometheus' text format at `GET /metrics`. No name of a class and no id is ever a label.
+In Prometheus' text format at `GET /metrics`, the learner's figures among them; beside these the
+usual `process_*`. No name of a class and no id is ever a label.
 
 | metric | kind | meaning |
 |---|---|---|
@@ -66,7 +67,8 @@ def api_page() -> str:
                 lines.append(f"## {tag.capitalize()}\n")
             lines += _route(method.upper(), path, operation, schemas)
     errors = [f"| `/problems/{kind}` | {s} | {title} |" for kind, (s, title) in KINDS.items()]
-    metrics = [_metric(metric) for metric in Metrics().registry.collect()]
+    found = Metrics().registry.collect()
+    metrics = [_metric(metric) for metric in found if metric.name.startswith("everlens")]
     return "\n".join([*lines, _ERRORS + "\n".join(errors), "", _METRICS + "\n".join(metrics), ""])
 
 
@@ -172,7 +174,7 @@ def _one_line(text: str) -> str:
 
 
 def _metric(metric: Metric) -> str:
-    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    name = metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
     return f"| `{name}` | {metric.type} | {metric.documentation} |"
 
 

@@ -13,6 +13,7 @@ import orjson
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
+from everlens import tracing
 from everlens.bus.admission import Admittable
 from everlens.errors import ImageError
 from everlens.pixels import Pixels, encode_pixels
@@ -205,7 +206,8 @@ async def admittable(
 
 async def admit(service: Service, samples: list[Admittable]) -> list[Receipt]:
     """Return a receipt for each sample; raises as `submit` does, but no Problem."""
-    receipts = await service.admission.admit(samples)
+    with service.metrics.admission_seconds.time():
+        receipts = await service.admission.admit(samples)
     service.metrics.accepted.inc(_new(receipts))
     return receipts
 
@@ -222,7 +224,7 @@ def prepared(offer: Offer, pixels: Pixels, caller: Caller) -> Admittable:
     sample_id = offer.id or uuid.uuid4().hex
     image = encode_pixels(pixels)
     if offer.refused:
-        payload = encode_rejection(Rejection(sample_id, offer.label, image))
+        payload = encode_rejection(Rejection(sample_id, offer.label, image, tracing.current()))
         # No label of its own: to say that something is no heron makes no class of herons.
         return Admittable(
             sample_id, digest.hexdigest(), payload, tenant=caller.id, kind=EntryKind.REJECT
@@ -230,7 +232,7 @@ def prepared(offer: Offer, pixels: Pixels, caller: Caller) -> Admittable:
     return Admittable(
         id=sample_id,
         digest=digest.hexdigest(),
-        payload=encode_sample(Sample(sample_id, offer.label, image, offer.text)),
+        payload=encode_sample(Sample(sample_id, offer.label, image, offer.text, tracing.current())),
         label=offer.label,
         tenant=caller.id,
         may_be_new="classes" in caller.scopes,

@@ -1,7 +1,7 @@
 """
-Composition root of the learner: `python -m worker`, and of two commands for operators:
+Composition root of the learner: `python -m worker`, and of three commands for operators:
 `python -m worker create` begins a log, `python -m worker reconcile [--yes]` goes on without what
-was lost.
+was lost, `python -m worker backup TARGET LOG_DIR SERVING_DIR` copies everything.
 
 Exit codes: 0 stopped as told, 1 to be started again, 2 the settings or the base model are wrong, 3 learning must not go
 on (the state and the log do not belong together; the reason was printed and told to the service).
@@ -21,8 +21,10 @@ import math
 import signal
 import sys
 import time
+from pathlib import Path
 from threading import Event
 
+from everlens import __version__, logs, tracing
 from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
 from everlens.bus.stream import LEASE_MS, Stream
@@ -48,6 +50,7 @@ from everlens.model.runtime import (
     set_threads,
 )
 from everlens.settings import Settings, load_settings
+from worker.backup import Places, back_up
 from worker.generations import Generations
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
@@ -169,10 +172,11 @@ def refuse_samples(stream: Stream, reason: str, holder: str, stopping: Event) ->
 
 def main() -> int:
     """Run until SIGTERM or SIGINT, or one command; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    logs.begin()
     words = sys.argv[1:]
     try:
         settings = load_settings()
+        logs.begin(settings.log_format, settings.log_level)
         if not settings.redis_url:
             raise SettingsError(
                 "EVERLENS_REDIS_URL is empty; start everything with `everlens up`, "
@@ -180,10 +184,14 @@ def main() -> int:
             )
         if words:
             return _command(words, settings)
+        end_tracing = tracing.begin(settings.otlp_endpoint, "everlens-worker", __version__)
     except EverlensError as error:
-        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        log.critical("%s", error)
         return EXIT_SETTINGS
-    return _learn(settings)
+    try:
+        return _learn(settings)
+    finally:
+        end_tracing()
 
 
 def _command(words: list[str], settings: Settings) -> int:
@@ -203,6 +211,17 @@ def _command(words: list[str], settings: Settings) -> int:
             finally:
                 generations.close()
             print(plan if act else f"{plan}; do so with --yes")
+        case ["backup", target, log_dir, serving_dir]:
+            binary = settings.redis_server
+            places = Places(
+                settings.data_dir, Path(serving_dir), Path(log_dir), settings.namespace, binary
+            )
+            made = back_up(places, Path(target))
+            print(
+                f"{made.directory} has all samples through entry {made.admitted} and version "
+                f"{made.version}; {made.admitted - made.learned_through} entries are to be learnt "
+                "again or still"
+            )
         case _:
             raise SettingsError(f"{' '.join(words)} is no command of the worker")
     return 0
@@ -215,10 +234,10 @@ def _learn(settings: Settings) -> int:
     try:
         loop = make_loop(settings)
     except (SettingsError, ModelError) as error:
-        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        log.critical("%s", error)
         return EXIT_SETTINGS
     except StateError as error:  # another learner's, or another everlens's
-        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        log.critical("%s", error)
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)
     try:
@@ -227,10 +246,10 @@ def _learn(settings: Settings) -> int:
         finally:
             loop.rounds.close()  # Python does not end well around a thread that computes
     except DamagedState as error:  # the next start falls back to a copy
-        print(f"everlens worker: {error}", file=sys.stderr, flush=True)
+        log.critical("%s", error)
         return EXIT_AGAIN
     except (StateError, OtherLog, Fenced, Diverged, ServerError, PartError) as error:
-        print(f"everlens worker: learning stops: {error}", file=sys.stderr, flush=True)
+        log.critical("learning stops: %s", error)
         if not isinstance(error, Fenced):
             refuse_samples(loop.stream, str(error), loop.holder, stopping)
         return EXIT_STATE

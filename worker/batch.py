@@ -39,6 +39,8 @@ class Batch:
     publishes_adapter: bool
     activation: Activation | None = None
     forgettings: list[tuple[int, Forgetting]] = field(default_factory=list)  # with their seqs
+    first_seq: int = 0
+    traces: Sequence[str] = ()  # of the requests that brought the samples
 
 
 def cut(entries: Sequence[Entry], batch_size: int) -> list[Entry] | None:
@@ -72,7 +74,7 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         size: of the model's pictures.
         name_fits: whether the text tower reads the whole name.
     """
-    samples, dead, forgettings = [], [], []
+    samples, dead, forgettings, traces = [], [], [], []
     activation = None
     for entry in entries:
         sample_id = ""
@@ -86,6 +88,7 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
                     sample = _decoded(entry)
                     sample_id = sample.id
                     samples.append(_pixels_of(entry, sample, size, name_fits))
+                    traces += [sample.trace] if sample.trace else []
         except (WireError, ValueError) as error:
             dead.append(DeadLetter(entry.seq, sample_id, str(error)))
     return Batch(
@@ -95,6 +98,8 @@ def parse(entries: Sequence[Entry], *, size: int, name_fits: Callable[[str], boo
         tunes=entries[-1].kind in {EntryKind.TUNE, EntryKind.ADAPTER},
         publishes_adapter=entries[-1].kind is EntryKind.ADAPTER,
         activation=activation,
+        first_seq=entries[0].seq,
+        traces=traces,
         forgettings=forgettings,
     )
 

@@ -11,6 +11,7 @@ So is a round of tuning: drawn behind the publication of its batch, committed, t
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from everlens import logs, tracing
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
 from everlens.bus.stream import Stream
@@ -52,6 +54,7 @@ _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
 _HELD_S = 0.2  # likewise, while somebody holds learning
 _TUNING_MS = 50  # likewise, while rounds of tuning may end
+_REPORT_S = 10.0  # between two reports at most, so that whoever looks knows the age of a silence
 
 # The closed form of an adapter sees each exemplar once more. It is made when there was a round of
 # tuning for so many of them at least, so that it costs less than the rounds did.
@@ -69,6 +72,18 @@ class Pace:
     id_window: int
     copy_every_entries: int
     creates: bool = True  # a log, where there is none
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this process has done since it began."""
+
+    samples: int = 0
+    dead: int = 0
+    batches: int = 0
+    busy_s: float = 0.0
+    gate_passed: int = 0
+    gate_held_back: int = 0
 
 
 class Loop:
@@ -109,6 +124,8 @@ class Loop:
         self.last_sample_at = time.monotonic()
         self.samples_per_s = 0.0
         self.publication_s = 0.0  # of the last adapter
+        self.counts = Counts()
+        self.reported_at = 0.0  # monotonic
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """
@@ -139,26 +156,41 @@ class Loop:
                 continue
             if batch is None:
                 continue
-            started = time.monotonic()
-            if self.attempts.begin(batch.last_seq) >= ATTEMPTS:
-                # A child that is forked from the middle of a step could wait for ever.
-                if not self._settle():
-                    continue
-                batch = self._sorted_out(batch)
-            if batch.activation is not None:
-                if not self._activate(batch, batch.activation):
-                    continue
-            else:
-                if not batch.forgettings:
-                    self._observe(batch)
-                elif not self._forget(batch):
-                    continue
-                self._publish_soon()
-                self._draw()
-            self.attempts.done()
-            if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
-                self.generations.copy()
-            self._measure(len(batch.samples), time.monotonic() - started)
+            place = {
+                "batch": self.learner.batch + 1,
+                "first_seq": batch.first_seq,
+                "last_seq": batch.last_seq,
+                "samples": len(batch.samples),
+            }
+            with tracing.linked("learn batch", batch.traces, place), logs.about(**place):
+                self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
+        """Learn one batch; when told to stop before it could be, it is read again at the start."""
+        started = time.monotonic()
+        if self.attempts.begin(batch.last_seq) >= ATTEMPTS:
+            # A child that is forked from the middle of a step could wait for ever.
+            if not self._settle():
+                return
+            batch = self._sorted_out(batch)
+        if batch.activation is not None:
+            if not self._activate(batch, batch.activation):
+                return
+        else:
+            if not batch.forgettings:
+                self._observe(batch)
+            elif not self._forget(batch):
+                return
+            self._publish_soon()
+            self._draw()
+        self.attempts.done()
+        if self.progress.cursor >= self.generations.newest + self.pace.copy_every_entries:
+            self.generations.copy()
+        seconds = time.monotonic() - started
+        self._measure(batch, seconds)
+        for letter in batch.dead:
+            log.warning("entry %d is not learnt: %s", letter.seq, letter.reason)
+        log.debug("version %d in %.3f s", self.progress.version, seconds)
 
     # ③④ what comes next
 
@@ -271,6 +303,8 @@ class Loop:
         self.stream.hold(self.progress.epoch, self.progress.holder, self.progress.cursor)
         self.generations.tend()
         if self.unpublished is None:
+            if time.monotonic() - self.reported_at > _REPORT_S:
+                self._report()
             return
         manifest, contents = self.unpublished
         head_version, _ = self.publisher.head()
@@ -330,6 +364,7 @@ class Loop:
         """The evidence clock: sums and buffer, one commit, one version."""
         with deadline(allowed_s(len(batch.samples))):
             observation = self.learner.observe(batch.samples, self.snapshot)
+        self.counts.dead += len(observation.unfit)
         parts = evidence_parts(self.learner, observation)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
         self._advance(manifest)
@@ -402,6 +437,8 @@ class Loop:
         manifest = None
         if parts:
             manifest, parts = judged(self.learner, progress, parts, self.snapshot)
+            self.counts.gate_passed += bool(parts)
+            self.counts.gate_held_back += not parts
             if not parts:
                 log.warning("the adapter is held back: %s", manifest.gate)
             self._advance(manifest)
@@ -534,8 +571,6 @@ class Loop:
         """Return the batch without the samples that end the learner."""
         log.warning("the batch up to %d never ended; trying its samples aside", batch.last_seq)
         fit, dead = sorted_out(batch.samples, self._try)
-        for letter in dead:
-            log.error("entry %d is not learnt: %s", letter.seq, letter.reason)
         return replace(batch, samples=fit, dead=[*batch.dead, *dead])
 
     def _try(self, samples: Sequence[LabelledPixels]) -> None:
@@ -580,7 +615,12 @@ class Loop:
                 time.sleep(_AWAY_S)
         return True
 
-    def _measure(self, samples: int, seconds: float) -> None:
+    def _measure(self, batch: Batch, seconds: float) -> None:
+        samples = len(batch.samples)
+        self.counts.samples += samples
+        self.counts.dead += len(batch.dead)
+        self.counts.batches += 1
+        self.counts.busy_s += seconds
         if samples:
             rate = samples / max(seconds, 1e-6)
             self.samples_per_s = (
@@ -589,8 +629,11 @@ class Loop:
 
     def _report(self) -> None:
         learner, prequential = self.learner, self.learner.prequential
+        disk = shutil.disk_usage(self.state.path.parent)
+        self.reported_at = time.monotonic()
         self.stream.report(
             {
+                "reported_at": round(time.time(), 3),
                 "version": self.progress.version,
                 "learned_through": self.progress.cursor,
                 "batch": learner.batch,
@@ -610,6 +653,9 @@ class Loop:
                 "samples_per_s": round(self.samples_per_s, 2),
                 "adapter_batch": self.progress.adapter_batch,
                 "rounds_owed": self.progress.owed,
+                "counts": asdict(self.counts),
+                "disk_free_bytes": disk.free,
+                "disk_bytes": disk.total,
                 "numerics": self.numerics,
             }
         )

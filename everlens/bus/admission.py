@@ -251,6 +251,11 @@ class Admission:
             fields = await self.client.hgetall(self.keys.learner)
         return {text(name): json.loads(value) for name, value in fields.items()}
 
+    async def learner_present(self) -> bool:
+        """Return whether a learner holds the log's lease now."""
+        with reaching_the_log():
+            return bool(await self.client.strlen(self.keys.lease))
+
     async def seq_of(self, sample_id: str) -> int | None:
         """Return the number of an accepted sample, or None for an id that is not known."""
         with reaching_the_log():

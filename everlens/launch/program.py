@@ -11,6 +11,7 @@ from subprocess import Popen
 
 from everlens.child import start_child, stop_child
 from everlens.errors import EverlensError
+from everlens.logs import for_people
 
 RESTARTS_S = (0.5, 2.0)  # the third quick failure in a row ends everything
 QUICK_S = 30.0
@@ -19,7 +20,7 @@ STATE_CODE = 3  # the worker's, to say that learning must not go on; answering m
 _LOG_BYTES_MAX = 10 * 2**20
 _TAIL_LINES = 15
 _READ_BYTES_MAX = 64 * 1024
-_WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback ")
+_WARNING = re.compile(r"\b(WARNING|ERROR)\b|^Traceback ")  # CRITICAL: its last words, told then
 
 
 class GaveUp(EverlensError):
@@ -128,7 +129,8 @@ class Program:
         if not newline and len(written) < _READ_BYTES_MAX:
             return []
         self._read_to += len(whole) + len(newline) if newline else len(written)
-        lines = whole.decode("utf-8", "replace").splitlines()
+        told = map(for_people, whole.decode("utf-8", "replace").splitlines())
+        lines = (f"{level} {message}".lstrip() for level, message in told)
         return [line for line in lines if _WARNING.search(line)]
 
     def tail(self) -> str:
@@ -137,7 +139,9 @@ class Program:
 
     def last_line(self) -> str:
         """Return the last line of the log that says anything."""
-        return ([line.strip() for line in self._last_lines() if line.strip()] or [""])[-1]
+        lines = [line for line in self._last_lines() if line.strip()] or [""]
+        level, message = for_people(lines[-1].strip())
+        return message.partition(": ")[2] if level else message
 
     def _last_lines(self) -> list[str]:
         try:

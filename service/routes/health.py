@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
@@ -53,6 +55,9 @@ async def get_metrics(request: Request) -> Response:
     """All figures in Prometheus' text format."""
     service = service_of(request)
     await _look_at_log(service)
+    service.metrics.set_disk(service.settings.data_dir)
+    service.metrics.kept_predictions.set(len(service.predictions))
+    service.metrics.kept_prediction_bytes.set(service.predictions.bytes)
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
@@ -60,10 +65,11 @@ async def _look_at_log(service: Service) -> None:
     metrics = service.metrics
     try:
         backlog = await service.log.backlog()
-        metrics.set_learnt(await service.log.learner())
+        metrics.learner.report = await service.log.learner()
+        metrics.learner_up.set(await service.log.learner_present())
     except LogUnavailable:
         metrics.log_up.set(0)
+        metrics.learner_up.set(math.nan)
         return
     metrics.log_up.set(1)
-    metrics.backlog_samples.set(backlog.entries)
-    metrics.backlog_bytes.set(backlog.bytes)
+    metrics.set_backlog(backlog)

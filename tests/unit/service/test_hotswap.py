@@ -92,7 +92,7 @@ async def test_a_damaged_part_leaves_the_old_version_serving(api: Api, photos, d
     assert "damaged" in learning["refused_versions"][0]["reason"]
     assert (await api.client.get("/readyz")).json()["version"] == 1
     metrics = (await api.client.get("/metrics")).text
-    assert f"everlens_refused_versions_total {float(TRIES)}" in metrics
+    assert f"everlens_versions_refused_total {float(TRIES)}" in metrics
     await asyncio.sleep(1.2)
     assert refused[bad.digest].tries == TRIES, "a bad version is not tried for ever"
     await api.served(api.publish(photos, learned_through=4))

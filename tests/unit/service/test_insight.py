@@ -82,26 +82,35 @@ async def test_a_version_says_what_its_gate_said(api: Api, photos):
 async def test_metrics_take_over_the_learners_figures(api: Api):
     """What the learner reports are gauges; what it does not know yet is not a number, never zero."""
     text = (await api.client.get("/metrics")).text
-    assert "everlens_prequential_accuracy NaN" in text
-    assert "everlens_forgetting NaN" in text
+    assert "everlens_prequential_accuracy_ratio NaN" in text
+    assert "everlens_forgetting_ratio NaN" in text
+    assert "\neverlens_learner_samples_total" not in text
+    assert "everlens_learner_up 1.0" in text
     api.stream.report(
         {
             "prequential_accuracy": 0.75,
             "prequential_accuracy_recent": 0.875,
             "forgetting": None,
             "class_weight_max": 1.5,
+            "reported_at": 1.75e9,
+            "counts": {"samples": 8, "gate_passed": 2, "gate_held_back": 1},
+            "rounds_owed": "a word",
             "expert_recall": {"zero_shot": 0.5, "evidence": 0.25, "adapter": None},
         }
     )
     text = (await api.client.get("/metrics")).text
     for line in (
-        "everlens_prequential_accuracy 0.75",
-        "everlens_prequential_accuracy_recent 0.875",
-        "everlens_forgetting NaN",
-        "everlens_class_weight_max 1.5",
-        'everlens_expert_recall{expert="zero_shot"} 0.5',
-        'everlens_expert_recall{expert="evidence"} 0.25',
-        'everlens_expert_recall{expert="adapter"} NaN',
+        "everlens_prequential_accuracy_ratio 0.75",
+        "everlens_prequential_accuracy_recent_ratio 0.875",
+        "everlens_forgetting_ratio NaN",
+        "everlens_class_weight_max_ratio 1.5",
+        'everlens_expert_recall_ratio{expert="zero_shot"} 0.5',
+        'everlens_expert_recall_ratio{expert="evidence"} 0.25',
+        'everlens_expert_recall_ratio{expert="adapter"} NaN',
+        "everlens_learner_samples_total 8.0",
+        'everlens_gate_verdicts_total{verdict="held_back"} 1.0',
+        "everlens_learner_report_timestamp_seconds 1.75e+09",
+        "everlens_rounds_owed NaN",
     ):
         assert line in text
 
@@ -158,12 +167,17 @@ async def test_metrics_count_by_route_and_never_by_name(api: Api, photos):
         'method="GET",route="/samples/{sample_id:path}",status="200"} 1.0',
         'everlens_http_requests_total{method="GET",route="none",status="404"} 1.0',
         "everlens_samples_accepted_total 1.0",
-        "everlens_swaps_total 1.0",
+        "everlens_swap_seconds_count 1.0",
         "everlens_version 1.0",
         "everlens_learned_through 1.0",
         "everlens_backlog_samples 1.0",
-        "everlens_batch_size_count 1.0",
-        "everlens_queue_depth 0.0",
+        "everlens_batch_pictures_count 1.0",
+        "everlens_forward_seconds_count 1.0",
+        "everlens_decode_seconds_count 2.0",
+        "everlens_admission_seconds_count 1.0",
+        "everlens_queued_queries 0.0",
+        "everlens_backlog_limit_samples 10000.0",
+        "everlens_http_requests_in_flight 1.0",
         "everlens_log_up 1.0",
     ):
         assert line in text

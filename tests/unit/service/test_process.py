@@ -60,8 +60,8 @@ def running(
         port=str(port),
         data_dir=str(tmp_path),
     )
-    assert process.stdout is not None
-    line = process.stdout.readline()
+    assert process.stderr is not None
+    line = process.stderr.readline()
     assert f"http://127.0.0.1:{port}" in line
     yield process, f"http://127.0.0.1:{port}"
     process.kill()
@@ -171,8 +171,8 @@ def test_a_flood_of_strangers_is_answered_and_the_key_goes_on(
         data_dir=str(tmp_path),
     )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline()
+        assert process.stderr is not None
+        assert process.stderr.readline()
         url = f"http://127.0.0.1:{port}/classify"
         photo = encoded(data.coffee())
         form: dict[str, Any] = {"files": {"image": photo}, "data": {"labels": ["cup", "dog"]}}
