@@ -17,13 +17,15 @@ ENV PIP_NO_CACHE_DIR=1 \
     PATH=/opt/everlens/bin:$PATH
 RUN python -m venv /opt/everlens
 WORKDIR /build
-COPY requirements.lock requirements.txt requirements-torch.txt requirements-nodeps.txt ./
+COPY requirements.lock requirements.txt requirements-torch.txt requirements-nodeps.txt \
+    requirements-otel.lock ./
 # The order is the Makefile's: what has a hash first, so that nothing takes its place unseen.
 RUN pip install --no-deps --require-hashes --requirement requirements.lock
 RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
     pip install --no-warn-conflicts --constraint requirements.txt --requirement requirements-torch.txt
 RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" \
     pip install --no-deps --requirement requirements-nodeps.txt
+RUN pip install --no-deps --require-hashes --requirement requirements-otel.lock
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY everlens everlens
 COPY service service

@@ -63,6 +63,7 @@ format: $(DEV) ## let ruff format and mend what it can
 
 lock: $(TOOLS)/.installed ## write the lock files anew, after a pin was changed (needs the network)
 	@$(call LOCK,requirements.lock,requirements.txt requirements-nodeps.txt)
+	@$(call LOCK,requirements-otel.lock,requirements-otel.txt)
 	@$(call LOCK,requirements-dev.lock,requirements-dev.txt)
 
 audit: $(TOOLS)/.installed ## ask the advisory service about every pin (needs the network)
@@ -105,8 +106,9 @@ $(RUNTIME): requirements.lock requirements-torch.txt requirements-nodeps.txt pyp
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV): $(RUNTIME) requirements-dev.lock
+$(DEV): $(RUNTIME) requirements-otel.lock requirements-dev.lock
 	@echo "tools for the checks and tests"
+	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements-otel.lock
 	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements-dev.lock
 	@touch $@
 

@@ -15,9 +15,6 @@ FILE = ROOT / "docker-compose.yml"
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<how>:?-)(?P<default>[^}]*))?\}")
 
 
-_NUMBERS = {"replicas"}  # what Compose turns into a number after its variables are replaced
-
-
 def variables() -> set[str]:
     """Return the names of all variables of the file."""
     text = "\n".join(line for line in _text().splitlines() if not line.lstrip().startswith("#"))
@@ -35,15 +32,12 @@ def load(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
         assert how, f"{name} has no default: a plain `docker compose up` would warn"
         return match["default"]
 
-    def resolved(node: Any, key: str = "") -> Any:
+    def resolved(node: Any) -> Any:
         if isinstance(node, dict):
-            return {name: resolved(child, name) for name, child in node.items()}
+            return {name: resolved(child) for name, child in node.items()}
         if isinstance(node, list):
             return [resolved(child) for child in node]
-        if isinstance(node, str):
-            text = _VARIABLE.sub(value, node)
-            return int(text) if key in _NUMBERS else text
-        return node
+        return _VARIABLE.sub(value, node) if isinstance(node, str) else node
 
     loaded: dict[str, Any] = resolved(yaml.safe_load(_text()))
     return loaded

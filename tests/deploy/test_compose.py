@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import yaml
 from compose_spec import PyCompose
 
 from everlens.bus.acl import users
@@ -53,9 +54,9 @@ def _has_docker_compose() -> bool:
 
 @pytest.mark.skipif(not _has_docker_compose(), reason="no `docker compose` on this machine")
 def test_docker_compose_itself_accepts_the_file() -> None:
-    """`docker compose config` reads the file with both profiles."""
+    """`docker compose config` reads the file with all profiles."""
     said = subprocess.run(
-        ["docker", "compose", "--profile", "gpu", "config", "--quiet"],
+        ["docker", "compose", "--profile", "*", "config", "--quiet"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -65,23 +66,106 @@ def test_docker_compose_itself_accepts_the_file() -> None:
     assert (said.returncode, said.stderr) == (0, "")
 
 
-def test_without_env_file_the_cpu_services_start(services: dict[str, Any]) -> None:
-    """A plain `docker compose up` starts the log, one worker and one service, and no GPU."""
-    started = {
-        name: about.get("deploy", {}).get("replicas", 1)
+def started_by(services: dict[str, Any], profiles: str) -> set[str]:
+    """Return what COMPOSE_PROFILES starts."""
+    wanted = set(profiles.split(","))
+    return {
+        name
         for name, about in services.items()
-        if not about.get("profiles")
+        if not about.get("profiles") or wanted & set(about["profiles"])
     }
 
-    assert started == {"valkey": 1, "worker": 1, "service": 1}
+
+def test_profiles_start_what_they_say(services: dict[str, Any]) -> None:
+    """The example starts the CPU's two halves; the GPU's are others, and figures come beside."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    (example,) = [line.split("=")[1] for line in lines if line.startswith("COMPOSE_PROFILES=")]
+
+    assert started_by(services, example) == {"valkey", "worker", "service"}
+    assert started_by(services, "gpu,observability") == {
+        "valkey",
+        "worker-gpu",
+        "service-gpu",
+        "prometheus",
+        "grafana",
+    }
+    assert started_by(services, "backup") == {"valkey", "backup"}
 
 
-def test_two_lines_of_env_turn_to_the_gpu() -> None:
-    """With CPU_REPLICAS=0 no CPU container starts, so the profile `gpu` stands alone."""
-    services = load({"CPU_REPLICAS": "0"})["services"]
+def test_every_container_is_bounded(services: dict[str, Any]) -> None:
+    """Memory, processes and the log of each have an end, and none may gain rights."""
+    for name, about in services.items():
+        if name != "backup":  # ends by itself
+            limits = about["deploy"]["resources"]["limits"]
+            assert {"memory", "pids"} <= set(limits), name
+            assert about["restart"] == "unless-stopped"
+        assert about["logging"]["options"]["max-size"], name
+        assert about["security_opt"] == ["no-new-privileges:true"], name
 
-    replicas = [services[name]["deploy"]["replicas"] for name in ("worker", "service")]
-    assert replicas == [0, 0]
+
+def test_the_images_of_others_are_pinned(services: dict[str, Any]) -> None:
+    """Each names a version, by Docker Hub's own name."""
+    images = {about["image"] for about in services.values()} - {"everlens:cpu", "everlens:gpu"}
+
+    assert all(re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+[\w.-]*", image) for image in images)
+    assert {image.split(":")[0] for image in images} == {
+        "valkey/valkey",
+        "prom/prometheus",
+        "grafana/grafana",
+    }
+
+
+def test_no_password_is_in_an_environment() -> None:
+    """What `docker inspect` and a child process see holds none of them."""
+    names = ("LOG_SERVICE_PASSWORD", "LOG_WORKER_PASSWORD", "GRAFANA_PASSWORD")
+    services = load({name: f"secret-{name}" for name in names})["services"]
+    for name, about in services.items():
+        assert "secret-" not in json.dumps(about), name
+        if "env_file" in about:
+            assert {about["environment"][word] for word in names} == {""}, name
+
+
+def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
+    """Files of the repo that a container reads exist, and lead where its settings look."""
+    mounted = {
+        name: dict(
+            reversed(volume.removesuffix(":ro").split(":"))
+            for volume in about.get("volumes", [])
+            if volume.startswith("./deploy")
+        )
+        for name, about in services.items()
+    }
+    for places in mounted.values():
+        assert all((ROOT / source).exists() for source in places.values())
+
+    assert mounted["prometheus"]["/etc/prometheus/alerts.yml"] == "./deploy/prometheus/alerts.yml"
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert set(prometheus["rule_files"]) <= set(mounted["prometheus"])
+    (job,) = prometheus["scrape_configs"]
+    assert set(job["dns_sd_configs"][0]["names"]) <= set(services)
+    assert job["authorization"]["credentials_file"] == "/run/secrets/metrics-key"
+    assert services["prometheus"]["secrets"] == ["metrics-key"]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    folder, _, file = home.rpartition("/")
+    assert (ROOT / mounted["grafana"][folder] / file).exists()
+    provider = ROOT / "deploy/grafana/provisioning/dashboards/everlens.yml"
+    (source,) = yaml.safe_load(provider.read_text())["providers"]
+    assert source["options"]["path"] == folder
+    datasource = ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml"
+    (prom,) = yaml.safe_load(datasource.read_text())["datasources"]
+    assert prom["url"] == "http://prometheus:9090"
+
+
+def test_the_backup_sees_what_must_survive_and_nobody_else(services: dict[str, Any]) -> None:
+    """State, log and keys are mounted where the command looks; it has no network."""
+    about = services["backup"]
+    mounts = dict(reversed(volume.removesuffix(":ro").split(":")) for volume in about["volumes"])
+    words = about["entrypoint"]
+    assert words[:2] == ["everlens", "backup"]
+    assert mounts[about["environment"]["EVERLENS_DATA_DIR"]] == "state"
+    assert mounts[words[words.index("--log") + 1]] == "log"
+    assert mounts[words[words.index("--serving") + 1]] == "serving"
+    assert about["network_mode"] == "none"
 
 
 def test_every_variable_is_explained() -> None:
@@ -146,22 +230,27 @@ def test_each_half_logs_in_as_its_own_user() -> None:
         assert command[command.index("--aclfile") + 1] == mounted["target"]
         for half in HALVES:
             word = ours.split(f"{half.removesuffix('-gpu')} reset on >")[1].split()[0]
-            about = whole["services"][half]["environment"]
             user = f"everlens-{half.removesuffix('-gpu')}"
-            assert about["EVERLENS_REDIS_URL"] == f"redis://{user}:{word}@valkey:6379/0"
+            assert address_of(whole, half) == f"redis://{user}:{word}@valkey:6379/0"
 
 
-def test_no_half_knows_the_others_password(services: dict[str, Any]) -> None:
-    """.env reaches both halves whole, but for the two passwords."""
+def address_of(whole: dict[str, Any], half: str) -> str:
+    """Return what a half finds in the file that is its setting of the log's address."""
+    (mounted,) = whole["services"][half]["configs"]
+    assert mounted["target"] == "/run/secrets/everlens_redis_url"
+    address: str = whole["configs"][mounted["source"]]["content"]
+    return address
+
+
+def test_no_half_knows_the_others_password() -> None:
+    """Each has the file with its own address of the log, and no other."""
+    whole = load()
     for half in HALVES:
-        about = services[half]["environment"]
-        assert (about["LOG_SERVICE_PASSWORD"], about["LOG_WORKER_PASSWORD"]) == ("", "")
-        other = "worker" if half.startswith("service") else "service"
-        assert f"everlens-{other}" not in str(about)
+        assert f"everlens-{half.removesuffix('-gpu')}" in address_of(whole, half)
 
 
 def test_the_log_is_not_published(services: dict[str, Any]) -> None:
-    """Only the service has a port, on loopback; the log's network leads nowhere else."""
+    """Only who speaks HTTP has a port, on loopback; the log's network leads nowhere else."""
     ports = {name: about.get("ports", []) for name, about in services.items()}
 
     assert ports == {
@@ -170,6 +259,9 @@ def test_the_log_is_not_published(services: dict[str, Any]) -> None:
         "service": ["127.0.0.1:8000:8000"],
         "worker-gpu": [],
         "service-gpu": ["127.0.0.1:8000:8000"],
+        "backup": [],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
     }
     assert services["valkey"]["networks"] == ["log"]
     assert load()["networks"]["log"]["internal"] is True
@@ -178,10 +270,15 @@ def test_the_log_is_not_published(services: dict[str, Any]) -> None:
 def test_every_service_has_a_health_check_that_exists(services: dict[str, Any]) -> None:
     """The checks call programs of their images; ours is a module that takes the half's name."""
     for name, about in services.items():
+        if name == "backup":
+            continue
         kind, program, *rest = about["healthcheck"]["test"]
         assert kind == "CMD"
         if name == "valkey":
             assert [program, *rest] == ["valkey-cli", "ping"]
+        elif name in {"prometheus", "grafana"}:
+            assert program == "wget"
+            assert rest[-1].startswith("http://127.0.0.1:")
         else:
             assert [program, *rest] == [
                 "python",
@@ -212,6 +309,7 @@ def test_what_must_survive_lies_in_named_volumes(services: dict[str, Any]) -> No
     mounts = {
         name: dict(reversed(volume.split(":")) for volume in about.get("volumes", []))
         for name, about in services.items()
+        if name in {"valkey", *HALVES}
     }
     environment = services["worker"]["environment"]
 

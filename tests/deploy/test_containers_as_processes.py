@@ -42,18 +42,30 @@ class Containers:
         chosen = {"EVERLENS_MODEL": str(model), "EVERLENS_PRETRAINED": "random"}
         whole = load(chosen)
         self.services: dict[str, Any] = whole["services"]
-        self.users: str = whole["configs"]["users"]["content"]
+        self.configs: dict[str, Any] = whole["configs"]
+        self.users: str = self.configs["users"]["content"]
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the container's environment; only names and places are exchanged."""
         given = dict(self.services[name]["environment"])
-        address = given["EVERLENS_REDIS_URL"].replace("valkey:6379", f"127.0.0.1:{self.log_port}")
-        assert address != given["EVERLENS_REDIS_URL"]
-        given["EVERLENS_REDIS_URL"] = address
+        given["CREDENTIALS_DIRECTORY"] = str(self.secrets(name))
         given["EVERLENS_PORT"] = str(self.port)
         given["EVERLENS_DATA_DIR"] = str(self.room / "state")
         given["HF_HOME"] = str(self.room / "models")
         return clean_environment() | given
+
+    def secrets(self, name: str) -> Path:
+        """Return a folder with the files that the container finds in /run/secrets."""
+        folder = self.room / f"secrets-{name}"
+        folder.mkdir(exist_ok=True)
+        for mounted in self.services[name]["configs"]:
+            place, _, file = mounted["target"].rpartition("/")
+            assert place == "/run/secrets"
+            content: str = self.configs[mounted["source"]]["content"]
+            here = content.replace("valkey:6379", f"127.0.0.1:{self.log_port}")
+            assert here != content
+            (folder / file).write_text(here, encoding="ascii")
+        return folder
 
     def command(self, name: str) -> list[str]:
         """Return the container's command, with the tests' interpreter."""

@@ -41,7 +41,7 @@ def runtime() -> dict[str, Requirement]:
 def test_every_requirement_is_exact() -> None:
     """Each file names one version of each package."""
     tools = pinned("requirements-dev.txt") | pinned("requirements-tools.txt")
-    for requirement in (runtime() | tools).values():
+    for requirement in (runtime() | pinned("requirements-otel.txt") | tools).values():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
 
 
@@ -73,6 +73,7 @@ def test_the_locks_are_those_of_the_pins() -> None:
 
     for name, expected in (
         ("requirements.lock", pins),
+        ("requirements-otel.lock", pinned("requirements-otel.txt")),
         ("requirements-dev.lock", pinned("requirements-dev.txt")),
     ):
         found = locked(name)
@@ -100,10 +101,12 @@ def test_what_has_a_hash_is_installed_by_it() -> None:
     }
 
 
-@pytest.mark.parametrize("dev", [False, True])
-def test_requirements_are_their_own_closure(dev: bool) -> None:
+@pytest.mark.parametrize("more", [[], ["otel"], ["otel", "dev"]])
+def test_requirements_are_their_own_closure(more: list[str]) -> None:
     """What the pinned packages ask for is pinned too, so that an old lock installs the same."""
-    known = runtime() | (pinned("requirements-dev.txt") if dev else {})
+    known = runtime()
+    for name in more:
+        known |= pinned(f"requirements-{name}.txt")
     missing = set()
     for name in known:
         try:
@@ -125,6 +128,12 @@ def test_the_code_imports_only_what_the_project_asks_for() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     asked = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    # What the extra `otel` brings is imported where a collector is named.
+    extra = {
+        canonicalize_name(Requirement(line).name)
+        for line in project["optional-dependencies"]["otel"]
+    }
+    assert extra <= set(pinned("requirements-otel.txt"))
     # open_clip itself asks for torchvision; what we do with it is make it importable. Plots are the
     # lab's, which whoever only serves needs not.
     asked.add(canonicalize_name("torchvision"))
@@ -141,7 +150,8 @@ def test_the_code_imports_only_what_the_project_asks_for() -> None:
         for owner in set(owners.get(name, [name]))
     }
 
-    distributions -= rivals
+    # `opentelemetry` is a name that many share.
+    distributions -= rivals | set(pinned("requirements-otel.txt"))
     assert distributions - asked == plots
     assert distributions - set(runtime()) == plots
     assert plots <= set(pinned("requirements-dev.txt"))
