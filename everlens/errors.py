@@ -18,6 +18,7 @@ Every error of our own, in one tree; each leaf says who catches it.
     │   ├── LogUnavailable service.app: 503; worker.loop: waits and tries again
     │   ├── OtherLog       worker.__main__: stops; service.app: 503
     │   ├── LogBehind      service.app: 503, until somebody restores or reconciles
+    │   ├── LearnerSilent  service.explaining: a note; service.app: 503
     │   ├── Fenced         worker.__main__: another learner took over, stops
     │   └── Diverged       worker.__main__: same version, other bytes: stops loudly
     └── Refused            (of admission; service.app)
@@ -94,6 +95,10 @@ class OtherLog(BusError):
 
 class LogBehind(BusError):
     """The log ends before what was acknowledged: accepted samples are lost, nothing is admitted."""
+
+
+class LearnerSilent(BusError):
+    """The learner does not answer a question about its replay buffer, or not in a usable way."""
 
 
 class Fenced(BusError):

@@ -18,6 +18,7 @@ from everlens.settings import Settings
 from service import body
 from service.batcher import Answer, Query
 from service.context import Model, Service
+from service.explaining import EXPLAINED_MAX, explanations
 from service.problems import Problem, field_error, field_problem, fields_problem
 from service.schemas import FieldErrors, QueryFields, QueryIn, image_bytes, validated
 
@@ -70,6 +71,8 @@ async def read_questions(request: Request, settings: Settings) -> Questions:
             raise body.unsupported(request, TAKEN)
     except FieldErrors as error:
         raise fields_problem(error.errors[:_ERRORS_MAX]) from error
+    if sum(question.fields.explain for question in questions.items) > EXPLAINED_MAX:
+        raise field_problem("explain", f"explain at most {EXPLAINED_MAX} pictures at once")
     return questions
 
 
@@ -148,7 +151,11 @@ async def classify(service: Service, model: Model, questions: Questions) -> list
         for question, picture in zip(questions.items, pixels, strict=True)
     ]
     answers = await model.batcher.ask(queries)
-    return [_rendered(answer, model.backbone.name) for answer in answers]
+    reasons = await explanations(service.asking, answers)
+    return [
+        _rendered(answer, model.backbone.name, reason)
+        for answer, reason in zip(answers, reasons, strict=True)
+    ]
 
 
 async def _check_names(model: Model, questions: Questions) -> None:
@@ -246,11 +253,11 @@ def _query(model: Model, fields: QueryFields, pixels: Pixels) -> Query:
             "to /samples first",
         )
     labels = None if fields.labels is None else tuple(fields.labels)
-    return Query(pixels, labels, fields.top, snapshot)
+    return Query(pixels, labels, fields.top, snapshot, fields.explain)
 
 
-def _rendered(answer: Answer, model: str) -> dict[str, Any]:
-    return {
+def _rendered(answer: Answer, model: str, reason: dict[str, Any] | None) -> dict[str, Any]:
+    about = {
         "predictions": [
             {"label": line.label, "score": round(line.score, 6), "samples": line.samples}
             for line in answer.ranked
@@ -261,3 +268,4 @@ def _rendered(answer: Answer, model: str) -> dict[str, Any]:
         "model": model,
         "prediction_id": uuid.uuid4().hex,
     }
+    return about if reason is None else about | {"explanation": reason}

@@ -20,6 +20,7 @@ from service.routes import (
     classify,
     console,
     events,
+    exhibits,
     feedback,
     forgetting,
     health,
@@ -87,6 +88,7 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     app.add_middleware(RequestMetrics, metrics=service.metrics)
     app.add_middleware(Tracking)
     for routes in (
+        exhibits,  # before the samples, whose ids may have slashes
         samples,
         classify,
         feedback,
@@ -94,9 +96,9 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         insight,
         versions,
         adapter,
-        events,
         forgetting,
         holding,
+        events,
         hugging_face,
         kserve,
         openai,

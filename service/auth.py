@@ -34,6 +34,7 @@ ANY = "any"  # whoever has a key
 # In the order of the routes, so that a path which fits two templates gets the scope of its route.
 SCOPE_OF_ROUTE = {
     "GET /openapi.json": ANY,
+    "GET /samples/{sample_id:path}/image": "read",
     "POST /samples": "learn",
     "POST /samples/": "learn",
     "GET /samples/{sample_id:path}": "read",

@@ -6,7 +6,7 @@ a forward pass, only while pictures are being decoded: else a closed circle of c
 two half-filled batches that take turns for ever. The current snapshot is looked up once a batch,
 so a hot swap takes effect between two batches and never within one.
 
-Shape suffixes: B pictures, K candidates of one query.
+Shape suffixes: B pictures, K candidates of one query, T lines of an answer, X experts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from everlens.model.fusion import Fused
+from everlens.model.classes import Table
+from everlens.model.fusion import Scores, expert_shares, fuse
 from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Ranked, Snapshot, Views, joined
 from everlens.pixels import Pixels
@@ -56,6 +57,22 @@ class Query:
     labels: tuple[str, ...] | None
     top: int
     snapshot: Snapshot | None = None
+    explain: bool = False
+
+
+class Shares(NamedTuple):
+    """What each expert has in one line's score; the adapter's is None in a version without one."""
+
+    zero_shot: float
+    evidence: float
+    adapter: float | None
+
+
+class Explanation(NamedTuple):
+    """Why a query was answered so: the shares in each line, and its frozen feature (float32)."""
+
+    shares: list[Shares]
+    feature: bytes
 
 
 class Answer(NamedTuple):
@@ -65,6 +82,7 @@ class Answer(NamedTuple):
     known: float | None
     version: int
     learned_through: int
+    explanation: Explanation | None  # where the query asked for it
 
 
 @dataclass(slots=True, eq=False)
@@ -291,44 +309,53 @@ def _answers(
         for row, place in enumerate(places):
             by_labels.setdefault(queries[place].labels, []).append(row)
         for labels, rows in by_labels.items():
-            fused, names = _fused(snapshot, current, _rows(views, rows), labels, vectors)
+            asked, names, text_KE = _candidates(snapshot, current, labels, vectors)
+            own = views.rows(rows)
+            scores = asked.scores(own, labels, text_KE)
+            fused = fuse(scores, asked.fusion)
             # A version that has learnt nothing cannot say what is unlike all it has learnt.
             known_B = (
                 fused.known_B.tolist() if snapshot.evidence is not None else [None] * len(rows)
             )
-            for row, probability_K, known in zip(
-                rows, fused.probability_BK.cpu(), known_B, strict=True
-            ):
-                ranked = snapshot.rank(names, probability_K, queries[places[row]].top)
+            for b, row in enumerate(rows):
+                query, probability_K = queries[places[row]], fused.probability_BK[b].cpu()
                 answers[places[row]] = Answer(
-                    ranked, known, snapshot.version, snapshot.learned_through
+                    snapshot.rank(names, probability_K, query.top),
+                    known_B[b],
+                    snapshot.version,
+                    snapshot.learned_through,
+                    _explanation(asked, scores.picture(b), own.feature_BD[b], probability_K, query)
+                    if query.explain
+                    else None,
                 )
     return [answers[place] for place in range(len(queries))]
 
 
-def _rows(views: Views, rows: list[int]) -> Views:
-    def picked(view_BX: Tensor | None) -> Tensor | None:
-        return None if view_BX is None else view_BX[rows]
-
-    return Views(
-        embedding_BE=views.embedding_BE[rows],
-        feature_BD=views.feature_BD[rows],
-        tuned_embedding_BE=picked(views.tuned_embedding_BE),
-        tuned_feature_BD=picked(views.tuned_feature_BD),
-    )
-
-
-def _fused(
+def _candidates(
     snapshot: Snapshot,
     current: Snapshot,
-    views: Views,
     labels: tuple[str, ...] | None,
     vectors: dict[str, Tensor],
-) -> tuple[Fused, Sequence[str]]:
-    """Return the answer, with the names of the candidates."""
+) -> tuple[Snapshot, Sequence[str], Tensor | Table]:
+    """Return which version scores the candidates, their names, and the vectors of these."""
     if labels is not None:
-        text_KE = torch.stack([vectors[name] for name in labels])
-        return snapshot.answer(views, labels, text_KE), labels
+        return snapshot, labels, torch.stack([vectors[name] for name in labels])
     if snapshot.version == 0:  # the base has learnt no names: it ranks those learnt since
         snapshot = replace(current, evidence=None, adapter=None, adapter_text_CE=None)
-    return snapshot.answer(views, None, snapshot.classes.text_CE), snapshot.learnt
+    return snapshot, snapshot.learnt, snapshot.classes.text_CE
+
+
+def _explanation(
+    snapshot: Snapshot, scores: Scores, feature_D: Tensor, probability_K: Tensor, query: Query
+) -> Explanation:
+    """Return why one picture was answered so; as much work as scoring it, for those who ask."""
+    score_T, place_T = probability_K.topk(min(query.top, len(probability_K)))
+    share_TX = expert_shares(scores, snapshot.fusion)[0].cpu()[place_T] * score_T[:, None]
+    tuned = snapshot.adapter is not None
+    return Explanation(
+        [
+            Shares(text, evidence, adapter if tuned else None)
+            for text, evidence, adapter in share_TX.tolist()
+        ],
+        feature_D.cpu().numpy().astype("<f4").tobytes(),
+    )

@@ -23,6 +23,7 @@ from fastapi import Request
 from everlens import __version__
 from everlens.bus.admission import Admission, AdmissionLimits
 from everlens.bus.connect import connect_async
+from everlens.bus.exhibits import Asking
 from everlens.bus.keys import Keys
 from everlens.bus.versions import Follower
 from everlens.bus.witness import Witness
@@ -94,6 +95,7 @@ class Service:
         )
         self.admission = GroupAdmission(self.log)
         self.follower = Follower(client, keys, self.witness.read().epoch)
+        self.asking = Asking(client, keys)
         self.decoding = DecodingPool(
             PictureLimits(
                 settings.max_image_bytes, settings.max_image_pixels, settings.max_decoded_pixels

@@ -17,6 +17,7 @@ from everlens.errors import (
     EverlensError,
     IdConflict,
     ImageError,
+    LearnerSilent,
     LearningPaused,
     LogBehind,
     LogUnavailable,
@@ -40,6 +41,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "unknown-route": (404, "There is no such route"),
     "unknown-sample": (404, "There is no such sample"),
     "unknown-prediction": (404, "There is no such prediction"),
+    "no-picture": (404, "The sample's picture is not kept"),
     "unknown-class": (404, "There is no such class"),
     "unknown-model": (404, "There is no such model"),
     "unknown-version": (404, "There is no such version"),
@@ -65,6 +67,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "busy": (503, "The service has too much to do"),
     "log-behind": (503, "The log lost samples that were accepted"),
     "log-unavailable": (503, "The log does not answer"),
+    "learner-silent": (503, "The learner does not answer"),
     "learning-paused": (503, "Samples are not taken now"),
     "not-ready": (503, "The service is not ready yet"),
     "not-learnt-in-time": (504, "The sample was not learnt in time"),
@@ -188,6 +191,8 @@ def problem_of(error: EverlensError) -> Problem:
         case ImageError():
             kind = "unsupported-image" if error.status == 415 else "damaged-image"
             return Problem(kind, str(error), errors=[field_error("image", str(error))])
+        case LearnerSilent():
+            return Problem("learner-silent", str(error), retry_after_s=2)
         case LogBehind():
             return Problem("log-behind", str(error))
         case LogUnavailable() | OtherLog():

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from everlens.exhibits import EXHIBITS_MAX
 from everlens.records import (
     ID_CHARACTERS_MAX,
     LABEL_CHARACTERS_MAX,
@@ -108,6 +109,9 @@ class QueryFields(_Strict):
     wait_s: float | None = Field(
         None, gt=0, le=WAIT_S_MAX, allow_inf_nan=False, description="How long `wait_for` waits."
     )
+    explain: bool = Field(
+        False, description="Say why: each expert's share, and the nearest labelled pictures."
+    )
 
 
 class QueryIn(QueryFields):
@@ -179,6 +183,42 @@ class PredictionOut(_Strict):
     samples: int = Field(ge=0, description="Labels of this class that were learnt.")
 
 
+class SharesOut(_Strict):
+    """
+    One line's score as the sum of each expert's share in it.
+
+    If all that an expert says of this name were one per cent more, the score would rise, before all
+    scores are made to sum to one: an expert's share is its part of the rise that all would make.
+    """
+
+    label: str
+    zero_shot: Share = Field(description="Of the frozen model and the name alone.")
+    evidence: Share = Field(description="Of the labelled pictures, through the frozen model.")
+    adapter: Share | None = Field(
+        description="Of the labelled pictures, through the tuned model; null where none is tuned."
+    )
+
+
+class ExemplarOut(_Strict):
+    """A labelled picture that the learner keeps, and how near it is."""
+
+    sample_id: str
+    label: str
+    similarity: float = Field(ge=-1, le=1, description="Cosine of the frozen features.")
+    image: str = Field(description="As a data URI, at the model's size.")
+
+
+class ExplanationOut(_Strict):
+    """Why: what each expert has in each line, and the nearest of the pictures that are kept."""
+
+    experts: list[SharesOut] = Field(description="In the order of the predictions.")
+    exemplars: list[ExemplarOut] | None = Field(
+        max_length=EXHIBITS_MAX,
+        description="The nearest first, as the learner keeps them now; null where it is silent.",
+    )
+    note: str | None = Field(description="Why there are none.")
+
+
 class AnswerOut(_Strict):
     """The most probable names, the best first, and what the answer rests on."""
 
@@ -191,6 +231,7 @@ class AnswerOut(_Strict):
     learned_through: int = Field(ge=0)
     model: str
     prediction_id: str
+    explanation: ExplanationOut | None = Field(None, description="Where `explain` asked for it.")
 
 
 class ClassOut(_Strict):

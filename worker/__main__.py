@@ -26,6 +26,7 @@ from threading import Event
 
 from everlens import __version__, logs, tracing
 from everlens.bus.connect import connect
+from everlens.bus.exhibits import Answering
 from everlens.bus.keys import Keys
 from everlens.bus.stream import LEASE_MS, Stream
 from everlens.errors import (
@@ -51,6 +52,7 @@ from everlens.model.runtime import (
 )
 from everlens.settings import Settings, load_settings
 from worker.backup import Places, back_up
+from worker.exhibits import Exhibits, Gallery
 from worker.generations import Generations
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.learner import LearnerConfig
@@ -240,10 +242,15 @@ def _learn(settings: Settings) -> int:
         log.critical("%s", error)
         return EXIT_STATE
     log.info("learning with %s", loop.backbone.name)
+    # Over a connection of its own: the loop's may be in the middle of a command.
+    answering = Answering(connect(settings.redis_url), Keys(settings.namespace))
+    exhibits = Exhibits(Gallery(loop.state.path), answering, lambda: loop.begun)
+    exhibits.start()
     try:
         try:
             loop.run(stopping.is_set)
         finally:
+            exhibits.close()
             loop.rounds.close()  # Python does not end well around a thread that computes
     except DamagedState as error:  # the next start falls back to a copy
         log.critical("%s", error)

@@ -80,6 +80,7 @@ CREATE TABLE IF NOT EXISTS reports (
 CREATE TABLE IF NOT EXISTS exemplars (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS exemplars_by_class ON exemplars (class_index);
 CREATE TABLE IF NOT EXISTS waiting (
     seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);

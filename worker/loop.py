@@ -116,7 +116,7 @@ class Loop:
         )
         self._saved: Progress | None = None  # as the state file had it
         self._restored = False
-        self._begun = False
+        self.begun = False  # whether this learner holds the log
         self._stopping: Callable[[], bool] = lambda: False
         self.snapshot: Snapshot = base_snapshot(backbone, config.adapter.top_blocks)
         self.unpublished: tuple[Manifest, dict[str, bytes]] | None = None
@@ -137,7 +137,7 @@ class Loop:
         self._stopping = stopping
         while not stopping():
             try:
-                if not self._begun and not self._begin():
+                if not self.begun and not self._begin():
                     time.sleep(_AWAY_S)
                     continue
                 self._keep_up()
@@ -213,7 +213,7 @@ class Loop:
         self._resume()
         self.stream.pause("", self.progress.holder)
         self._owe_again()
-        self._begun = True  # last: whatever failed before is done again from the start
+        self.begun = True  # last: whatever failed before is done again from the start
         return True
 
     def close(self) -> None:

@@ -49,11 +49,17 @@ def users(namespace: str, service_password: str, worker_password: str) -> str:
     keys = Keys(namespace)
     admitted = (keys.meta, keys.log, keys.ids, keys.id_order, keys.labels, keys.waiting)
     service = [f"~{key}" for key in admitted] + [f"%R~{_all_of(keys)}"]
+    answers = keys.answer("*")
     lines = [
         "user default reset on nopass +ping",
-        _user(SERVICE, service_password, service, keys.head, _BOTH + _SERVICE),
-        _user(WORKER, worker_password, [f"~{_all_of(keys)}"], keys.head, _BOTH + _WORKER),
+        _user(SERVICE, service_password, service, [keys.head, answers], _BOTH + _SERVICE),
+        _user(
+            WORKER, worker_password, [f"~{_all_of(keys)}"], [keys.head, answers], _BOTH + _WORKER
+        ),
     ]
+    # The other way on one channel alone: rights of their own, in brackets.
+    lines[1] += f" (&{keys.questions} +publish)"
+    lines[2] += f" (&{keys.questions} +subscribe)"
     return "\n".join(lines) + "\n"
 
 
@@ -62,10 +68,11 @@ def _all_of(keys: Keys) -> str:
 
 
 def _user(
-    name: str, password: str, patterns: list[str], channel: str, commands: tuple[str, ...]
+    name: str, password: str, patterns: list[str], channels: list[str], commands: tuple[str, ...]
 ) -> str:
+    heard = [f"&{channel}" for channel in channels]
     allowed = [f"+{command}" for command in sorted(commands)]
-    return " ".join(["user", name, "reset", "on", password, *patterns, f"&{channel}", *allowed])
+    return " ".join(["user", name, "reset", "on", password, *patterns, *heard, *allowed])
 
 
 def main() -> int:

@@ -21,6 +21,14 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 | forgotten  | hash   | seq → the first version that is without that sample       | `id_window`    |
 | reports    | hash   | seq of a forgetting → what it did, as JSON                | `id_window`    |
 | learner    | hash   | the learner's own report, for people                      | overwritten      |
+
+And channels, of which nothing is kept:
+
+| channel    | says                                                                          |
+|------------|-------------------------------------------------------------------------------|
+| head       | that the head moved                                                           |
+| questions  | what a service asks the learner about its replay buffer                       |
+| answer:T   | what it answers to the question with token T                                  |
 """
 
 from __future__ import annotations
@@ -96,6 +104,13 @@ class Keys:
     @property
     def learner(self) -> str:
         return self._key("learner")
+
+    @property
+    def questions(self) -> str:
+        return self._key("questions")
+
+    def answer(self, token: str) -> str:
+        return self._key(f"answer:{token}")
 
     def manifest(self, version: int) -> str:
         return self._key(f"manifest:{version}")

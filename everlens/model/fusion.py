@@ -1,7 +1,7 @@
 """
 Three experts, one answer: a counted weight among learnt classes, and a gate to unseen names. ⑨
 
-Shape suffixes: B pictures, K candidates.
+Shape suffixes: B pictures, K candidates, X experts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# How much of the text's logits a tuned tower has, where it knows the class.
+_TUNED_TEXT = 0.5
 
 
 class Scores(NamedTuple):
@@ -158,11 +161,45 @@ def fuse(scores: Scores, fusion: Fusion) -> Fused:
     return Fused(probability_BK, gate_B.sigmoid())
 
 
+def expert_shares(scores: Scores, fusion: Fusion) -> Tensor:
+    """
+    Return share_BKX of zero-shot, evidence and adapter in each probability; they sum to one.
+
+    If what an expert says of a name were one per cent more, its score would rise, before all are
+    made to sum to one, by some per cents; the shares are those rises over their sum. By Euler's
+    theorem on homogeneous functions they are, with r = w·p1 / ((1 - w)·p0 + w·p1) and a the
+    adapter's weight,
+
+        text     (1 - r + b) / (1 + b)
+        cosine        r      / (1 + b),  of which 1 - a is the evidence's and a the adapter's
+
+    where a tuned text tower makes half of the text's share the adapter's. So with b = 0 the first
+    line is the probability that the text, and not the cosine, named the class in the mixture. The
+    gate between names with and without a label multiplies all of either side, and takes no share.
+
+    Reference: tests/reference/fusion.py, which raises each expert in turn.
+    """
+    learnt_K = (scores.count_K > 0).to(scores.text_BK.device)
+    if scores.evidence_BK is None or not bool(learnt_K.any()):
+        nothing_BK = torch.zeros_like(scores.text_BK)
+        return torch.stack([nothing_BK + 1, nothing_BK, nothing_BK], dim=-1)
+    log_text_BK, log_evidence_BK = log_experts(scores, fusion)
+    weight_K = counted_weight(scores.count_K.to(log_text_BK), fusion.kappa)
+    odds_BK = log_evidence_BK - log_text_BK + weight_K.log() - (1 - weight_K).log()
+    cosine_BK = torch.where(learnt_K, odds_BK.sigmoid() / (1 + fusion.text_power), 0.0)
+    text_BK = 1 - cosine_BK
+    tuned_BK = _part(scores.adapter_BK, cosine_BK, fusion.adapter)
+    tuned_text_BK = _part(scores.tuned_text_BK, text_BK, _TUNED_TEXT) * learnt_K
+    return torch.stack(
+        [text_BK - tuned_text_BK, cosine_BK - tuned_BK, tuned_BK + tuned_text_BK], dim=-1
+    )
+
+
 def log_experts(scores: Scores, fusion: Fusion) -> tuple[Tensor, Tensor]:
     """Return log p0 and log p1 among the learnt candidates; of the others, minus infinity."""
     outside_K = (scores.count_K == 0).to(scores.text_BK.device)
     assert scores.evidence_BK is not None
-    text_BK = _mixed(scores.text_BK, scores.tuned_text_BK, 0.5)
+    text_BK = _mixed(scores.text_BK, scores.tuned_text_BK, _TUNED_TEXT)
     cosine_BK = _mixed(scores.evidence_BK, scores.adapter_BK, fusion.adapter)
     return (
         text_BK.masked_fill(outside_K, -torch.inf).log_softmax(dim=-1),
@@ -186,3 +223,10 @@ def _mixed(frozen_BK: Tensor, tuned_BK: Tensor | None, share: float) -> Tensor:
         return frozen_BK
     mixed_BK = (1 - share) * frozen_BK + share * tuned_BK
     return torch.where(tuned_BK.isnan(), frozen_BK, mixed_BK)
+
+
+def _part(tuned_BK: Tensor | None, share_BK: Tensor, part: float) -> Tensor:
+    """Return how much of a share is the adapter's: nothing where it does not know the class."""
+    if tuned_BK is None:
+        return torch.zeros_like(share_BK)
+    return (part * share_BK).masked_fill(tuned_BK.isnan(), 0.0)

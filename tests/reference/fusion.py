@@ -120,3 +120,83 @@ def _among_learnt(
         product[k] = (mixture * by_text[k] ** constants.text_power) ** constants.sharpness
     total = math.fsum(product.values())
     return {k: power / total for k, power in product.items()}
+
+
+RAISED = 1e-6
+
+
+def shares(
+    text: Sequence[float],
+    evidence: Sequence[float],
+    adapter: Sequence[float] | None,
+    tuned_text: Sequence[float] | None,
+    counts: Sequence[int],
+    constants: Constants,
+) -> list[tuple[float, float, float]]:
+    """
+    Return zero-shot's, evidence's and the adapter's share in each candidate's probability.
+
+    What each expert says of the name, the exponential of its score, is raised by a millionth while
+    all that is summed over names stays; by how much that raises the name's score is its share.
+
+    Args: as of `fuse`.
+    """
+    learnt = [k for k, count in enumerate(counts) if count > 0]
+    words = {"text": {k: math.exp(text[k]) for k in learnt}}
+    words["evidence"] = {k: math.exp(constants.scale * evidence[k]) for k in learnt}
+    # An expert that does not know a class says nothing of it, and another speaks in its place.
+    words["adapter"] = {
+        k: math.exp(constants.scale * adapter[k])
+        for k in learnt
+        if adapter is not None and not math.isnan(adapter[k])
+    }
+    words["tuned text"] = {
+        k: math.exp(tuned_text[k])
+        for k in learnt
+        if tuned_text is not None and not math.isnan(tuned_text[k])
+    }
+    found = []
+    for k in range(len(text)):
+        if k not in learnt:
+            found.append((1.0, 0.0, 0.0))
+            continue
+        rise = {
+            expert: _log_score(k, words, counts, constants, expert)
+            - _log_score(k, words, counts, constants, "")
+            for expert in words
+        }
+        total = math.fsum(rise.values())
+        tuned = rise["adapter"] + rise["tuned text"]
+        found.append((rise["text"] / total, rise["evidence"] / total, tuned / total))
+    return found
+
+
+def _log_score(
+    k: int,
+    words: dict[str, dict[int, float]],
+    counts: Sequence[int],
+    constants: Constants,
+    raised: str,
+) -> float:
+    """Return log of the name's score, less what all names share, with one expert's word raised."""
+
+    def said(expert: str, scale: dict[int, float]) -> float:
+        return scale[k] * (1 + RAISED) if expert == raised else scale[k]
+
+    def together(first: str, second: str, part: float) -> float:
+        """Return the geometric mixture of two, over the sum that it had over all names."""
+
+        def mixture(own: float, other: float | None) -> float:
+            if other is None:
+                return own
+            return math.exp((1 - part) * math.log(own) + part * math.log(other))
+
+        total = math.fsum(mixture(own, words[second].get(c)) for c, own in words[first].items())
+        other = said(second, words[second]) if k in words[second] else None
+        return mixture(said(first, words[first]), other) / total
+
+    by_text = together("text", "tuned text", 0.5)
+    by_cosine = together("evidence", "adapter", constants.adapter)
+    weight = counts[k] / (counts[k] + constants.kappa)
+    mixture = (1 - weight) * by_text + weight * by_cosine
+    return constants.sharpness * (math.log(mixture) + constants.text_power * math.log(by_text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from everlens.bus.acl import SERVICE, WORKER, main, users
 from everlens.bus.admission import Admission, AdmissionLimits, Admittable
 from everlens.bus.connect import connect, connect_async
 from everlens.bus.durability import REQUIRED, check_durable
+from everlens.bus.exhibits import Answering, Asking
 from everlens.bus.keys import Keys
 from everlens.bus.server import find_binary
 from everlens.bus.stream import Stream
@@ -25,6 +27,7 @@ from everlens.bus.versions import VERSIONS_KEPT, Follower, Publisher
 from everlens.bus.witness import Witness
 from everlens.child import start_child, stop_child
 from everlens.errors import LogUnavailable
+from everlens.exhibits import Exhibit
 from everlens.records import DeadLetter, EntryKind
 
 KEYS = Keys("acl-test")
@@ -191,6 +194,31 @@ def test_both_halves_do_all_their_work(guarded: Guarded, worker: redis.Redis, tm
     assert guarded.refused() == []
 
 
+def test_both_halves_talk_about_the_replay_buffer(guarded: Guarded, worker: redis.Redis) -> None:
+    """The service asks and the learner answers, on channels that are theirs alone."""
+    guarded.refused()
+    desk = Answering(worker, KEYS)
+    with contextlib.closing(desk.questions(0.02)) as questions:
+        assert next(questions) is None  # listening by now
+
+        def show() -> None:
+            question = next(question for question in questions if question is not None)
+            desk.answer(question, [Exhibit("id 0", "bird", 1.0, b"\xff\xd8\xff\xff\xd9")])
+
+        async def ask() -> list[Exhibit]:
+            client = connect_async(guarded.url(SERVICE))
+            try:
+                return await Asking(client, KEYS, wait_s=20).nearest(b"\0\0\x80?")
+            finally:
+                await client.aclose()
+
+        showing = threading.Thread(target=show)
+        showing.start()
+        assert [exhibit.id for exhibit in asyncio.run(ask())] == ["id 0"]
+        showing.join()
+    assert guarded.refused() == []
+
+
 PART = KEYS.part("a" * 64)
 
 # What only the other half does, or nobody.
@@ -211,10 +239,14 @@ SERVICE_MAY_NOT: list[list[str]] = [
     ["HDEL", KEYS.meta, "epoch"],
     ["SET", KEYS.lease, "me"],
     ["PUBLISH", KEYS.head, "9"],
+    ["PUBLISH", KEYS.answer("a"), "[]"],
+    ["SUBSCRIBE", KEYS.questions],
     ["CONFIG", "GET", "*"],
 ]
 WORKER_MAY_NOT: list[list[str]] = [
     ["SUBSCRIBE", KEYS.head],
+    ["SUBSCRIBE", KEYS.answer("a")],
+    ["PUBLISH", KEYS.questions, "x"],
     ["PUBLISH", "another", "x"],
     ["DEL", KEYS.log],
     ["RENAME", KEYS.log, KEYS.ids],

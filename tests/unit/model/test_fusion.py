@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from everlens.model.fusion import Fused, Fusion, Scores, fuse
+from everlens.model.fusion import Fused, Fusion, Scores, expert_shares, fuse
 from tests.reference import fusion as reference
 
 FUSION = Fusion(
@@ -352,3 +352,83 @@ def test_one_picture_of_a_batch_has_its_scores() -> None:
             alone = fuse(scores.picture(row), FUSION)
             assert torch.equal(alone.probability_BK[0], whole.probability_BK[row])
             assert torch.equal(alone.known_B[0], whole.known_B[row])
+
+
+def shared(
+    text_BK: Tensor,
+    evidence_BK: Tensor | None,
+    adapter_BK: Tensor | None,
+    tuned_text_BK: Tensor | None,
+    count: Sequence[int],
+    fusion: Fusion = FUSION,
+) -> Tensor:
+    count_K = torch.tensor(list(count), dtype=torch.int64)
+    return expert_shares(Scores(text_BK, evidence_BK, adapter_BK, tuned_text_BK, count_K), fusion)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=counts,
+    unknown=st.integers(0, 6),
+    has=st.sampled_from(["nothing", "adapter", "adapter and text"]),
+    fusion=fusions,
+)
+def test_a_share_is_what_a_rise_of_one_expert_does_to_the_score(
+    seed: int, count: list[int], unknown: int, has: str, fusion: Fusion
+) -> None:
+    """Each is the rise that the loop finds over the rises of all; together they are one."""
+    text_BK, evidence_BK, adapter_BK = query(seed, 2, len(count))
+    tuned_text_BK, _, _ = query(seed + 1, 2, len(count))
+    evidence_BK[:, [k for k, n in enumerate(count) if n == 0]] = math.nan
+    for tuned_BK in (adapter_BK, tuned_text_BK):
+        tuned_BK[:, unknown % len(count)] = math.nan
+    adapter = adapter_BK if "adapter" in has else None
+    tuned_text = tuned_text_BK if "text" in has else None
+    found_BKX = shared(text_BK, evidence_BK, adapter, tuned_text, count, fusion)
+    expected = [
+        reference.shares(
+            text_BK[b].tolist(),
+            evidence_BK[b].tolist(),
+            None if adapter is None else adapter[b].tolist(),
+            None if tuned_text is None else tuned_text[b].tolist(),
+            count,
+            reference.Constants(*astuple(fusion)),
+        )
+        for b in range(2)
+    ]
+    # The loop's are finite differences: a millionth of curvature, and rounding over a millionth.
+    np.testing.assert_allclose(found_BKX.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(found_BKX.sum(dim=-1).numpy(), 1.0, atol=1e-12)
+    assert bool((found_BKX >= 0).all())
+
+
+def test_shares_are_the_mixtures_where_the_text_has_no_second_say() -> None:
+    """With b = 0 the text's share is its part of the mixture; a name without a label is all text."""
+    text_BK, evidence_BK, adapter_BK = query(7, 2, 4)
+    count = [1, 0, 20, 3]
+    share_BKX = shared(text_BK, evidence_BK, adapter_BK, None, count, PLAIN)
+    assert share_BKX[:, 1].tolist() == [[1.0, 0.0, 0.0]] * 2
+    learnt = [0, 2, 3]
+    cosine_BK = (1 - PLAIN.adapter) * evidence_BK + PLAIN.adapter * adapter_BK
+    by_text_BK = text_BK[:, learnt].softmax(dim=-1)
+    by_cosine_BK = (PLAIN.scale * cosine_BK[:, learnt]).softmax(dim=-1)
+    weight_K = torch.tensor([count[k] / (count[k] + PLAIN.kappa) for k in learnt])
+    text_part_BK = (1 - weight_K) * by_text_BK
+    expected_BK = text_part_BK / (text_part_BK + weight_K * by_cosine_BK)
+    torch.testing.assert_close(share_BKX[:, learnt, 0], expected_BK)
+    rest_BK = 1 - expected_BK
+    torch.testing.assert_close(share_BKX[:, learnt, 2], PLAIN.adapter * rest_BK)
+    # Without anything learnt, and before there is an adapter, nobody else has a share.
+    assert shared(text_BK, None, None, None, [0] * 4)[..., 0].min() == 1
+    assert shared(text_BK, evidence_BK, None, None, count)[..., 2].max() == 0
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, -1e4, 1e30])
+def test_no_logit_is_too_large_to_be_shared(size: float) -> None:
+    """Logits of any size in float32 give shares: no NaN, none negative, one in all."""
+    text_BK = size * torch.tensor([[1.0, -1.0, 0.5], [0.0, 1.0, -1.0]])
+    evidence_BK = torch.tensor([[1.0, -1.0, 0.0], [-1.0, -1.0, -1.0]])
+    for fusion in (FUSION, replace(FUSION, kappa=0.0)):
+        share_BKX = shared(text_BK, evidence_BK, evidence_BK, text_BK, [1, 0, 3], fusion)
+        assert bool((share_BKX >= 0).all())
+        torch.testing.assert_close(share_BKX.sum(dim=-1), torch.ones(2, 3))
