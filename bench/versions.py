@@ -31,7 +31,7 @@ from everlens.model.parts import (
     encode_fusion,
     encode_record,
 )
-from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot, base_snapshot
 from everlens.model.tower import Top
 from everlens.pixels import Pixels
 
@@ -136,9 +136,10 @@ class Versions:
                 continue
             count_C = self.count_C[span]
             record_CR = torch.zeros(len(count_C), len(RECORD)) + (count_C % 7)[:, None] / 8
+            curve_CN2 = torch.ones(len(count_C), CURVE_BINS, 2, dtype=torch.uint8)
             if not self._manifest.parts:  # the name of a class is for ever
                 parts[f"classes/{number}"] = encode_classes(self.names[span], self.text_CE[span])
-            parts[f"record/{number}"] = encode_record(record_CR)
+            parts[f"record/{number}"] = encode_record(record_CR, curve_CN2)
         for number, span in chunks_of(len(self.names), EVIDENCE_CHUNK):
             if not touched.isdisjoint(range(span.start, span.stop)):
                 parts[f"evidence/{number}"] = encode_evidence(

@@ -49,6 +49,7 @@ SCOPE_OF_ROUTE = {
     "GET /versions": "read",
     "GET /versions/{version}": "read",
     "GET /learning": "read",
+    "GET /labelling": "read",
     "POST /versions/{version}/activate": "admin",
     "POST /versions/{version}/pin": "admin",
     "DELETE /versions/{version}/pin": "admin",

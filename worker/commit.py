@@ -178,11 +178,8 @@ class StateFile(Rows):
         self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
         self.delete("exemplars", observation.buffer.evicted)
         self.insert("waiting", map(_exemplar_row, observation.waiting))
-        record_CK = learner.records.record_CK
-        self.replace(
-            "records",
-            [(c, save({"x": record_CK[c].clone()})) for c in sorted(set(observation.scored))],
-        )
+        scored = sorted(set(observation.scored))
+        self.replace("records", [(c, save(learner.records.tensors(c))) for c in scored])
         self.save_blob("fusing", save(learner.fusing.tensors()))
         if observation.refreshed:
             assert learner.factor is not None
@@ -430,8 +427,7 @@ class StateFile(Rows):
         if fusing is not None:
             learner.fusing.load(_tensors(fusing, "fusing"))
         for class_index, record in self.db.execute("SELECT class_index, record FROM records"):
-            row = _tensors(record, f"record {class_index}")["x"]
-            learner.records.record_CK[class_index] = row
+            learner.records.load(class_index, _tensors(record, f"record {class_index}"))
 
     def _restore_sums(self, learner: Learner, saved_batch: int) -> None:
         saved, factor = self.blob("sums"), self.blob("factor")

@@ -49,7 +49,9 @@ def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> 
             learner.sums.mean_CD(span), learner.sums.count_C[span]
         )
     for number, span in _chunks_with(touched, classes, CHUNK):
-        parts[f"record/{number}"] = encode_record(learner.class_record(span, weight_C))
+        parts[f"record/{number}"] = encode_record(
+            learner.class_record(span, weight_C), learner.records.part(span).curve_CN2
+        )
         if span.stop > first_new:
             parts[f"classes/{number}"] = encode_classes(
                 learner.class_names[span], torch.stack(learner.text_vectors[span])

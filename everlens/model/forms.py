@@ -37,7 +37,7 @@ _TEXT = Form(torch.uint8, 1)
 _FORMS: dict[str, dict[str, Form]] = {
     "classes": {"names": _TEXT, "text_CE": _VECTORS},
     "evidence": {"count_C": Form(torch.int64, 1), "mean_CD": _VECTORS},
-    "record": {"record_CR": _VECTORS},
+    "record": {"record_CR": _VECTORS, "curve_CN2": Form(torch.uint8, 3)},
     "factor": {"factor_DD": _VECTORS},
     "fusion": {"fusion": Form(torch.float64, 1)},
 }

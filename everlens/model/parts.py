@@ -6,7 +6,7 @@ A version as parts, and parts as a version: what the learner publishes, the serv
 | `classes/N`        | names and text vectors of classes 1024·N …           | a new class             |
 | `evidence/factor`  | the shared factor P                                  | a tenth more samples    |
 | `evidence/N`       | mean feature and count of classes 64·N …             | a sample of one of them |
-| `record/N`         | how classes 1024·N … fared, see `RECORD`             | a sample of one of them |
+| `record/N`         | how classes 1024·N … fared: `RECORD`, and a curve    | a sample of one of them |
 | `adapter`          | the low-rank tensors and their spec                  | an adapter publication  |
 | `adapter/factor`   | as for evidence, on tuned features                   | an adapter publication  |
 | `adapter/N`        | of classes 1024·N …, with texts of a tuned tower     | an adapter publication  |
@@ -48,7 +48,7 @@ from everlens.model.classes import (
 from everlens.model.forms import check_form, read_json, read_tensors
 from everlens.model.fusion import RANGES, Fusion
 from everlens.model.heads import EvidenceHead, class_vectors
-from everlens.model.snapshot import RECORD, Snapshot
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot
 from everlens.records import LABEL_CHARACTERS_MAX, clean_name
 
 # A letter has at most four bytes; quotes, comma and blank stand around a name.
@@ -78,9 +78,10 @@ def encode_evidence(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor | None = N
     return save(tensors)
 
 
-def encode_record(record_CR: Tensor) -> bytes:
+def encode_record(record_CR: Tensor, curve_CN2: Tensor) -> bytes:
     """Return one chunk of what is said of each class, NaN where nothing is known yet."""
-    return save({"record_CR": record_CR.float().nan_to_num(nan=_UNKNOWN).contiguous()})
+    known_CR = record_CR.float().nan_to_num(nan=_UNKNOWN)
+    return save({"record_CR": known_CR.contiguous(), "curve_CN2": curve_CN2.contiguous()})
 
 
 def encode_factor(factor_DD: Tensor) -> bytes:
@@ -222,7 +223,7 @@ class _Builder:
             if name in self.manifest.parts:
                 self._load(name)
         evidence, adapter = self._chunks("evidence"), self._chunks("adapter")
-        classes = self._classes(evidence)
+        classes, records = self._classes(evidence), self._records()
         spec = self._once(("spec", self._digest("adapter")), self._spec)
         top_blocks = self.manifest.top_blocks
         if spec is not None and spec.top_blocks != top_blocks:
@@ -242,7 +243,8 @@ class _Builder:
             frozen_top=top,
             tuned_top=tuned,
             classes=classes,
-            record=self._record(),
+            record=tuple(record_CR for record_CR, _ in records),
+            curve=tuple(curve_CN2 for _, curve_CN2 in records),
             evidence=self._head("evidence", evidence),
             adapter=self._head("adapter", adapter),
             adapter_text_CE=self._adapter_text(adapter),
@@ -333,12 +335,12 @@ class _Builder:
             raise PartError(f"{prefix} has text vectors of several widths")
         return Table(tuple(rows), classes)
 
-    def _record(self) -> tuple[Tensor, ...]:
-        """Return what is known of each class; a version without the part knows nothing."""
-        return tuple(
+    def _records(self) -> list[tuple[Tensor, Tensor]]:
+        """Return figures and curve of each class; a version without the part knows nothing."""
+        return [
             self._once(("record", self._digest(f"record/{number}")), partial(_record, chunk))
             for number, chunk in enumerate(self._chunks("record"))
-        )
+        ]
 
     def _head(self, prefix: str, loaded: list[dict[str, Tensor]]) -> EvidenceHead | None:
         factor_digest = self._digest(f"{prefix}/factor")
@@ -433,11 +435,15 @@ def _names(chunk: Mapping[str, Tensor], number: int) -> NameChunk:
     return NameChunk(names)
 
 
-def _record(chunk: Mapping[str, Tensor]) -> Tensor:
-    record_CR = chunk["record_CR"]
+def _record(chunk: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    record_CR, curve_CN2 = chunk["record_CR"], chunk["curve_CN2"]
     if record_CR.shape[1] != len(RECORD):
         raise PartError(f"a record has {record_CR.shape[1]} columns, not {len(RECORD)}")
-    return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan)
+    if curve_CN2.shape[1:] != (CURVE_BINS, 2):
+        raise PartError(f"a curve has {tuple(curve_CN2.shape[1:])} numbers a class")
+    if bool((curve_CN2[:, :, 1] > curve_CN2[:, :, 0]).any()):
+        raise PartError("a curve has more right answers than answers")
+    return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan), curve_CN2
 
 
 def _vectors(factor_DD: Tensor, mean_CD: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,6 +35,9 @@ from everlens.pixels import Pixels
 # each expert alone.
 RECORD = ("recall", "forgetting", "weight", "zero_shot", "evidence", "adapter")
 
+# Of a class's curve: answers scored while it had 1 label, 2 or 3, 4 to 7, …, 512 or more.
+CURVE_BINS = 10
+
 
 class Views(NamedTuple):
     """What the towers say of a batch of pictures, before any name is asked for."""
@@ -74,6 +77,7 @@ class Snapshot:
     tuned_top: Top | None
     classes: Classes
     record: tuple[Tensor, ...]  # record_CR by chunk, columns `RECORD`, NaN where nothing is known
+    curve: tuple[Tensor, ...]  # curve_CN2 by chunk: scored answers of each bin, and right ones
     evidence: EvidenceHead | None
     adapter: EvidenceHead | None
     adapter_text_CE: Table | None  # through a tuned text tower; none where it was not tuned
@@ -223,6 +227,7 @@ def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
         tuned_top=None,
         classes=Classes(Names(), Table((), 0), torch.zeros(0, dtype=torch.int64)),
         record=(),
+        curve=(),
         evidence=None,
         adapter=None,
         adapter_text_CE=None,

@@ -435,6 +435,7 @@ class Learner:
                 self.class_index[batch[row].label],
                 right=right,
                 experts=[vote == place for vote in expert_BX[row]],
+                labels=int(scores.count_K[place]),
             )
         return sorted({self.class_index[batch[row].label] for row in known})
 

@@ -1,17 +1,18 @@
 """
 Prequential figures: each sample is scored by the present version before anything learns it. ⑤
 
-Shape suffixes: C classes.
+Shape suffixes: C classes, N bins of a curve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from everlens.model.snapshot import CURVE_BINS
 from worker.learn.room import lengthened
 
 DECAY = 0.99
@@ -57,6 +58,9 @@ class Prequential:
         return self.recent_correct / self.recent_weight if self.recent_weight else None
 
 
+# What a number of a curve may be; beyond it both of its bin are halved, so that recall stays.
+_CURVE_MAX = 255
+
 # Columns of `ClassRecords.record_CK`; sums weigh a class's n-th last scored sample by 0.9^n.
 _SCORED, _RIGHT, _WEIGHT, _BEST = range(4)
 _EXPERT = 4
@@ -64,17 +68,33 @@ _EXPERT = 4
 
 class ClassRecords:
     """
-    The same by class: recall lately, its best so far, and how often each expert was right.
+    The same by class: recall lately, its best so far, how often each expert was right, and a curve.
 
-    Forgetting of a class is its best recall so far minus the present one.
+    Forgetting of a class is its best recall so far minus the present one. The curve has two numbers
+    a bin: how many answers were scored while the class had so many labels, and how many were right.
     """
 
     def __init__(self) -> None:
         self.record_CK = torch.zeros(0, _EXPERT + len(EXPERTS), dtype=torch.float64)
+        self.curve_CN2 = torch.zeros(0, CURVE_BINS, 2, dtype=torch.uint8)
 
-    def record(self, class_index: int, *, right: bool, experts: Sequence[bool]) -> None:
-        """Count one scored sample of a class; `experts` in the order of `EXPERTS`."""
+    def record(
+        self, class_index: int, *, right: bool, experts: Sequence[bool], labels: int
+    ) -> None:
+        """
+        Count one scored sample of a class.
+
+        Args:
+            class_index: of the class.
+            right: whether the served answer was.
+            experts: whether each of `EXPERTS` was.
+            labels: how many the version that answered had learnt of it.
+        """
         self.make_room(class_index + 1)
+        bin_2 = self.curve_CN2[class_index, min(labels.bit_length(), CURVE_BINS) - 1]
+        if int(bin_2[0]) == _CURVE_MAX:
+            bin_2 //= 2
+        bin_2 += torch.tensor([1, right], dtype=torch.uint8)
         row_K = self.record_CK[class_index]
         row_K[_SCORED] += 1
         row_K[_RIGHT] = CLASS_DECAY * row_K[_RIGHT] + right
@@ -86,15 +106,27 @@ class ClassRecords:
     def forget(self, class_index: int) -> None:
         """Let a class begin anew."""
         self.record_CK[class_index] = 0
+        self.curve_CN2[class_index] = 0
 
     def make_room(self, classes: int) -> None:
         """Know at least so many classes."""
         self.record_CK = lengthened(self.record_CK, classes)
+        self.curve_CN2 = lengthened(self.curve_CN2, classes)
+
+    def tensors(self, class_index: int) -> dict[str, Tensor]:
+        """Return the record of one class, for the commit."""
+        record, curve = self.record_CK[class_index], self.curve_CN2[class_index]
+        return {"record": record.clone(), "curve": curve.clone()}
+
+    def load(self, class_index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned."""
+        self.record_CK[class_index] = tensors["record"]
+        self.curve_CN2[class_index] = tensors["curve"]
 
     def part(self, span: slice) -> ClassRecords:
         """Return the records of a range of classes."""
         records = ClassRecords()
-        records.record_CK = self.record_CK[span]
+        records.record_CK, records.curve_CN2 = self.record_CK[span], self.curve_CN2[span]
         return records
 
     @property

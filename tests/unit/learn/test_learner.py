@@ -249,7 +249,7 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     assert bool(record_CR[:, 3:].isnan().all())
     one.tune()
     one.tuner.accept()
-    one.records.record(2, right=True, experts=[False, True, True])
+    one.records.record(2, right=True, experts=[False, True, True], labels=1)
     record_CR = one.class_record(slice(1, 4), one.class_weights())
     assert record_CR[1, RECORD.index("recall")] == 1
     assert record_CR[1, 3:].tolist() == [0, 1, 1]

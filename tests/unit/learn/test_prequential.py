@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everlens.model.snapshot import CURVE_BINS
 from worker.learn.prequential import BEST_AFTER, EXPERTS, ClassRecords, Prequential
 
 
@@ -34,7 +35,7 @@ def test_no_class_has_a_record_before_its_first_sample() -> None:
     assert (records.forgetting, records.expert_recall) == (None, dict.fromkeys(EXPERTS))
     records.make_room(2)
     assert (records.forgetting, records.expert_recall) == (None, dict.fromkeys(EXPERTS))
-    records.record(3, right=True, experts=[True, False, True])
+    records.record(3, right=True, experts=[True, False, True], labels=1)
     assert records.recall_C.isnan().tolist() == [True, True, True, False]
     assert records.expert_CX.isnan().tolist() == [[True] * 3] * 3 + [[False] * 3]
     assert records.forgetting_C.isnan().all()
@@ -60,7 +61,7 @@ def test_class_records_equal_a_loop(scored: list[tuple[int, bool, list[bool]]]) 
         return sum(w for w, right in zip(weights, history, strict=True) if right) / sum(weights)
 
     for c, right, experts in scored:
-        records.record(c, right=right, experts=experts)
+        records.record(c, right=right, experts=experts, labels=len(of_class.get(c, [])) + 1)
         of_class.setdefault(c, []).append((right, experts))
         if len(of_class[c]) >= BEST_AFTER:
             best[c] = max(best.get(c, 0.0), recall([r for r, _ in of_class[c]]))
@@ -77,6 +78,10 @@ def test_class_records_equal_a_loop(scored: list[tuple[int, bool, list[bool]]]) 
             assert float(records.forgetting_C[c]) == pytest.approx(best[c] - present, abs=1e-12)
         else:
             assert records.forgetting_C[c].isnan()
+    for c, history in of_class.items():
+        for place in range(CURVE_BINS):
+            in_bin = [r for n, (r, _) in enumerate(history, 1) if 2**place <= n < 2 ** (place + 1)]
+            assert records.curve_CN2[c, place].tolist() == [len(in_bin), sum(in_bin)]
     if best:
         forgotten = [float(records.forgetting_C[c]) for c in best]
         assert records.forgetting == pytest.approx(sum(forgotten) / len(best), abs=1e-4)
@@ -89,7 +94,7 @@ def test_a_lucky_first_answer_is_not_forgotten() -> None:
     records = ClassRecords()
     forgotten = []
     for right in (True, False, False, False, False, False):
-        records.record(0, right=right, experts=[right] * 3)
+        records.record(0, right=right, experts=[right] * 3, labels=1)
         forgotten.append(records.forgetting)
     # The fifth sample's recall is the best so far.
     assert forgotten[:5] == [None, None, None, None, 0.0]
@@ -100,7 +105,31 @@ def test_what_was_known_and_is_no_longer_counts_as_forgotten() -> None:
     """After ten right answers and many wrong ones the class has lost all it had."""
     records = ClassRecords()
     for right in [True] * 10 + [False] * 60:
-        records.record(0, right=right, experts=[right, True, False])
+        records.record(0, right=right, experts=[right, True, False], labels=1)
     assert records.forgetting == pytest.approx(1.0, abs=0.01)
     assert records.expert_recall["evidence"] == 1.0
     assert records.expert_recall["adapter"] == 0.0
+
+
+def test_a_curve_keeps_its_recall_however_many_answers_there_were() -> None:
+    """The last bin has no end: its two numbers are halved, and stay within a byte."""
+    records = ClassRecords()
+    for k in range(3000):
+        records.record(0, right=k % 4 != 0, experts=[True] * 3, labels=512 + k)
+    scored, right = records.curve_CN2[0, -1].tolist()
+    assert 128 <= scored <= 255
+    assert right / scored == pytest.approx(0.75, abs=0.02)
+    assert int(records.curve_CN2[0, :-1].sum()) == 0
+    records.record(0, right=False, experts=[True] * 3, labels=511)
+    assert records.curve_CN2[0, -2].tolist() == [1, 0]
+
+
+def test_what_is_committed_of_a_class_is_taken_over() -> None:
+    """Record and curve of one class come back, and those of others stay."""
+    records, other = ClassRecords(), ClassRecords()
+    for labels in (1, 2, 5):
+        records.record(1, right=labels > 1, experts=[True, False, True], labels=labels)
+    other.make_room(2)
+    other.load(1, records.tensors(1))
+    assert other.record_CK.equal(records.record_CK)
+    assert other.curve_CN2.equal(records.curve_CN2)

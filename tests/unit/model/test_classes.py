@@ -20,7 +20,7 @@ from everlens.model.backbone import Backbone
 from everlens.model.classes import CHUNK, EVIDENCE_CHUNK, chunks_of, precision, table
 from everlens.model.fusion import Fusion
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores, text_logits
-from everlens.model.snapshot import RECORD, Snapshot, Views
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot, Views
 from tests.reference import evidence as reference
 
 CLASSES = 2 * CHUNK + 100
@@ -53,7 +53,8 @@ class Published:
                 self.names[span], self.text_CE[span]
             )
             contents[f"record/{number}"] = published.encode_record(
-                torch.full((span.stop - span.start, len(RECORD)), float(number))
+                torch.full((span.stop - span.start, len(RECORD)), float(number)),
+                torch.zeros(span.stop - span.start, CURVE_BINS, 2, dtype=torch.uint8),
             )
         for number, span in chunks_of(classes, EVIDENCE_CHUNK):
             contents[f"evidence/{number}"] = published.encode_evidence(

@@ -27,7 +27,7 @@ from everlens.model.heads import (
     evidence_scores,
     text_logits,
 )
-from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot, base_snapshot
 from everlens.model.tower import pooled
 from everlens.pixels import Pixels
 from tests.exact import in_float32
@@ -45,6 +45,12 @@ RECORDS_CR = torch.tensor(
         [math.nan, math.nan, 0.5, math.nan, math.nan, math.nan],
     ]
 )
+
+
+# Of a curve, bin by bin: answers, and right ones.
+CURVES_CN2 = torch.zeros(3, CURVE_BINS, 2, dtype=torch.uint8)
+CURVES_CN2[0, :2] = torch.tensor([[1, 0], [2, 2]])
+CURVES_CN2[1, 9] = 255
 
 
 class Version(NamedTuple):
@@ -70,7 +76,7 @@ class Version(NamedTuple):
                 self.tuned.mean_CD[:2], self.tuned.count_C[:2], self.tuned_text_CE
             ),
             "fusion": published.encode_fusion(FUSION),
-            "record/0": published.encode_record(RECORDS_CR),
+            "record/0": published.encode_record(RECORDS_CR, CURVES_CN2),
         }
 
     def manifest(self, contents: dict[str, bytes], classes: int = 3) -> Manifest:
@@ -297,6 +303,7 @@ def test_records_come_back_with_what_is_not_known(version: Version) -> None:
     assert snapshot.about(1)["forgetting"] is None
     assert snapshot.about(2) == {**dict.fromkeys(RECORD), "weight": 0.5}
     assert list(snapshot.records()) == [snapshot.about(index) for index in range(3)]
+    assert torch.equal(snapshot.curve[0], CURVES_CN2)
 
 
 def test_a_version_without_records_knows_nothing_of_a_class(version: Version) -> None:
@@ -310,8 +317,22 @@ def test_a_version_without_records_knows_nothing_of_a_class(version: Version) ->
 
 def test_records_of_other_classes_are_refused(version: Version) -> None:
     """A row for each class and a column for each figure, no more and no fewer."""
-    for wrong_CR in (RECORDS_CR[:2], RECORDS_CR[:, :5], RECORDS_CR.repeat(2, 1), RECORDS_CR[0]):
-        contents = version.contents() | {"record/0": published.encode_record(wrong_CR)}
+    other = [
+        (wrong_CR, CURVES_CN2)
+        for wrong_CR in (RECORDS_CR[:2], RECORDS_CR[:, :5], RECORDS_CR.repeat(2, 1), RECORDS_CR[0])
+    ]
+    other += [
+        (RECORDS_CR, wrong_CN2)
+        for wrong_CN2 in (
+            CURVES_CN2[:2],
+            CURVES_CN2[:, :5],
+            CURVES_CN2[:, :, :1],
+            CURVES_CN2.flip(2),
+        )
+    ]
+    for wrong_CR, wrong_CN2 in other:
+        record = published.encode_record(wrong_CR, wrong_CN2)
+        contents = version.contents() | {"record/0": record}
         with pytest.raises(PartError):
             pytest.fail(f"taken: {version.build(contents)}")
 
@@ -325,13 +346,15 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
     mean_CD = torch.randn(count, 64, generator=generator)
     count_C = torch.arange(1, count + 1)
     record_CR = torch.rand(count, len(RECORD), generator=generator)
+    curve_CN2 = torch.arange(count).remainder(256).to(torch.uint8)[:, None, None]
+    curve_CN2 = curve_CN2.repeat(1, CURVE_BINS, 2)
     contents = {
         "evidence/factor": published.encode_factor(version.evidence.factor_DD),
         "fusion": published.encode_fusion(FUSION),
     }
     for number, span in chunks_of(count):
         contents[f"classes/{number}"] = published.encode_classes(names[span], text_CE[span])
-        contents[f"record/{number}"] = published.encode_record(record_CR[span])
+        contents[f"record/{number}"] = published.encode_record(record_CR[span], curve_CN2[span])
     for number, span in chunks_of(count, EVIDENCE_CHUNK):
         contents[f"evidence/{number}"] = published.encode_evidence(mean_CD[span], count_C[span])
     assert [s for _, s in chunks_of(count)] == [slice(0, 1024), slice(1024, 1030)]
@@ -341,6 +364,7 @@ def test_more_classes_than_a_chunk_holds(version: Version) -> None:
     assert torch.equal(found_CE, text_CE.half().float())
     assert torch.equal(snapshot.classes.count_C, count_C)
     assert torch.equal(torch.cat(snapshot.record), record_CR)
+    assert torch.equal(torch.cat(snapshot.curve), curve_CN2)
     assert snapshot.evidence is not None
     expected_CD = class_vectors(version.evidence.factor_DD, mean_CD)
     vector_CD = snapshot.evidence.vector_CD.at(range(count))

@@ -26,7 +26,7 @@ from everlens.model.parts import (
     encode_fusion,
     encode_record,
 )
-from everlens.model.snapshot import Snapshot
+from everlens.model.snapshot import CURVE_BINS, Snapshot
 from everlens.pixels import Pixels, PixelSpec
 from everlens.records import DeadLetter
 from service.context import Model, Service
@@ -87,6 +87,7 @@ class Api:
         fingerprint: str = "",
         fusion: Fusion | None = None,
         record_CR: Tensor | None = None,
+        curve_CN2: Tensor | None = None,
         gate: dict[str, Any] | None = None,
     ) -> Manifest:
         """Publish a version that has learnt one picture a class; `damage` spoils that part."""
@@ -95,7 +96,9 @@ class Api:
         if fusion is not None:
             parts["fusion"] = encode_fusion(fusion)
         if record_CR is not None:
-            parts["record/0"] = encode_record(record_CR)
+            if curve_CN2 is None:
+                curve_CN2 = torch.zeros(len(record_CR), CURVE_BINS, 2, dtype=torch.uint8)
+            parts["record/0"] = encode_record(record_CR, curve_CN2)
         parent = self.manifests[-1].digest if self.manifests else ""
         manifest = Manifest(
             version=len(self.manifests) + 1,

@@ -30,7 +30,7 @@ from everlens.model.adapter import AdapterSpec, insert, tensors_of
 from everlens.model.classes import CHUNK
 from everlens.model.fusion import Fusion
 from everlens.model.parts import encode_adapter, encode_fusion, encode_record
-from everlens.model.snapshot import RECORD, Snapshot
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot
 from tests.unit.service.api import Api, learnt_parts
 from tests.unit.service.conftest import Start
 from tests.unit.service.test_hotswap import until
@@ -127,7 +127,10 @@ def version(base: Snapshot, pictures: Mapping[str, bytes], number: int) -> Versi
     contents["adapter"] = encode_adapter(tensors, SPEC)
     contents["adapter/factor"] = contents["evidence/factor"]
     contents["adapter/0"] = contents["evidence/0"]
-    contents["record/0"] = encode_record(torch.rand(len(pictures), len(RECORD)))
+    contents["record/0"] = encode_record(
+        torch.rand(len(pictures), len(RECORD)),
+        torch.zeros(len(pictures), CURVE_BINS, 2, dtype=torch.uint8),
+    )
     manifest = Manifest(
         version=number,
         parent="",
@@ -427,6 +430,7 @@ CASES: dict[str, tuple[Callable[[Version], None], str]] = {
     "a factor that is not square": (of_shape("evidence/factor", "factor_DD", 64, 5), "not square"),
     "a factor of 65,536 rows": (of_shape("evidence/factor", "factor_DD", 65536, 1), "not square"),
     "a record of other columns": (of_shape("record/0", "record_CR", 3, 5), "5 columns"),
+    "a curve of floats": (of_shape("record/0", "curve_CN2", 3, CURVE_BINS, 2), "float32"),
     "a record of complex numbers": (
         retyped("record/0", "record_CR", torch.complex64),
         "complex64",

@@ -41,6 +41,7 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     tensors |= {f"accepted {name}": t for name, t in learner.tuner.accepted.items()}
     tensors |= {f"fusing {name}": t for name, t in learner.fusing.tensors().items()}
     tensors["records"] = learner.records.record_CK
+    tensors["curves"] = learner.records.curve_CN2
     # By place: the order decides what is drawn and evicted next.
     for place, exemplar in enumerate(learner.replay):
         held = "held out" if exemplar.held_out else "trained on"
