@@ -100,7 +100,9 @@ class Console:
 
     def paste(self, picture: bytes, kind: str = "image/jpeg") -> None:
         """Paste a picture."""
-        paste = "(held) => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: held}))"
+        paste = (
+            "(held) => document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: held}))"
+        )
         self.page.evaluate(paste, self._held(picture, kind))
 
     def _held(self, picture: bytes, kind: str) -> object:

@@ -50,7 +50,9 @@ def detail(name: str, turn: int) -> Image.Image:
 def violations(console: Console) -> list[str]:
     """Return what axe finds wrong with the page as it is, with the place of each."""
     found = Axe().run(console.page).response["violations"]
-    return [f"{v['id']}: {node['html']} {node['failureSummary']}" for v in found for node in v["nodes"]]
+    return [
+        f"{v['id']}: {node['html']} {node['failureSummary']}" for v in found for node in v["nodes"]
+    ]
 
 
 def test_dropped_photograph_is_named_and_the_answer_knows_it(open_console: Opener) -> None:
@@ -86,7 +88,11 @@ def test_everything_goes_by_keyboard(open_console: Opener) -> None:
         page.keyboard.press("o")
     chooser.value.set_files(
         [
-            {"name": "one.jpg", "mimeType": "image/jpeg", "buffer": file_of(crops("cat", 1, 224)[0])},
+            {
+                "name": "one.jpg",
+                "mimeType": "image/jpeg",
+                "buffer": file_of(crops("cat", 1, 224)[0]),
+            },
             {"name": "two.jpg", "mimeType": "image/jpeg", "buffer": file_of(photograph("rocket"))},
         ]
     )
@@ -112,7 +118,9 @@ def test_everything_goes_by_keyboard(open_console: Opener) -> None:
         focused = page.locator(":focus")
         if focused.get_attribute("aria-label") == "Pin: version 1":
             break
-        outlined = focused.evaluate("(e) => getComputedStyle(e.closest('.button') ?? e).outlineStyle")
+        outlined = focused.evaluate(
+            "(e) => getComputedStyle(e.closest('.button') ?? e).outlineStyle"
+        )
         assert "none" != outlined
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("Answer with version 1?")
@@ -246,8 +254,8 @@ def test_key_is_asked_for_once_and_stays_in_the_tab(open_console: Opener, runnin
     expect(question).to_be_hidden()
 
     assert not [request.url for request in console.requests if token in request.url]
-    assert not page.evaluate("(token) => document.cookie + JSON.stringify(localStorage)", token).count(
-        token
-    )
+    assert not page.evaluate(
+        "(token) => document.cookie + JSON.stringify(localStorage)", token
+    ).count(token)
     # A browser logs every 401 as an error; there is nothing else.
     console.complaints[:] = [text for text in console.complaints if "status of 401" not in text]

@@ -133,3 +133,13 @@ def test_what_is_committed_of_a_class_is_taken_over() -> None:
     other.load(1, records.tensors(1))
     assert other.record_CK.equal(records.record_CK)
     assert other.curve_CN2.equal(records.curve_CN2)
+
+
+def test_a_class_that_begins_anew_keeps_nothing() -> None:
+    """Neither figures nor curve of a deleted class are those of the next with its name."""
+    records, fresh = ClassRecords(), ClassRecords()
+    records.record(0, right=True, experts=[True, False, True], labels=1)
+    records.forget(0)
+    fresh.make_room(1)
+    assert records.record_CK.equal(fresh.record_CK)
+    assert records.curve_CN2.equal(fresh.curve_CN2)
