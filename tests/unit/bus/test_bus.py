@@ -8,7 +8,7 @@ import stat
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -204,7 +204,7 @@ def test_who_may_not_make_a_class_may_teach_known_ones(ask) -> None:
 
 def test_forgotten_class_is_known_by_what_came_last(ask, stream: Stream) -> None:
     """Of entries that go to the log together each counts after the one before it."""
-    anew = {"label": "bird", "may_be_new": False}
+    anew: dict[str, Any] = {"label": "bird", "may_be_new": False}
 
     def forget(name: str) -> Admittable:
         return Admittable(name, "d", b"", label="bird", kind=EntryKind.FORGET)
