@@ -36,7 +36,7 @@ from worker.learn.replay import Exemplar
 from worker.learn.tuning import Draw, Round
 from worker.rows import Rows
 
-FORMAT = 5
+FORMAT = 6
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
@@ -227,8 +227,8 @@ class StateFile(Rows):
         self.insert("forgotten", [(*row, progress.version) for row in forgotten.rows])
         self.delete("exemplars", forgotten.exemplars)
         self.delete("waiting", [seq for seq, _, _ in forgotten.rows])
-        record_CK = learner.records.record_CK
-        self.replace("records", [(c, save({"x": record_CK[c].clone()})) for c in forgotten.whole])
+        records = learner.records
+        self.replace("records", [(c, save(records.tensors(c))) for c in forgotten.whole])
         if forgotten.refreshed:
             assert learner.sums is not None
             assert learner.factor is not None

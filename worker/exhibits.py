@@ -3,8 +3,8 @@ The thread that shows what lies in the replay buffer to services that ask. â‘¥â‘
 
 It reads the committed state over a connection of its own, one short statement at a time, and
 writes nothing: so learning goes on beside it, bit for bit as without. Nothing is read before
-somebody asks, but the features that the first question needs. Numpy only, and no BLAS, which would
-start threads of its own.
+somebody asks. Numpy only, and no BLAS, which would start threads of its own; its niceness is the
+learner's, which stands behind all answers.
 
 Shape suffixes: N exemplars, D features.
 """
@@ -12,9 +12,7 @@ Shape suffixes: N exemplars, D features.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,8 +29,9 @@ from everlens.exhibits import EXHIBITS_MAX, Exhibit, Question
 # What the features may take together. With more exemplars than that the newest of each class count.
 FEATURE_BYTES_MAX = 32 << 20
 
-# Behind the learner itself, which stands behind the answers.
-_NICENESS = 2
+# How many times as many are looked at as are shown, where pictures repeat.
+_LOOKED_AT = 4
+
 _LOOK_S = 0.5
 _AWAY_S = 1.0
 _ROWS_A_READ = 64  # a few hundred kilobytes: no checkpoint waits long for a reader
@@ -98,6 +97,8 @@ class Gallery:
         """
         Return up to `count` exemplars by the cosine of their frozen features, the nearest first.
 
+        A picture that was sent twice with the same label is shown once.
+
         Args:
             feature: float32. Of another width than the state's, nothing is near.
             count: at most.
@@ -107,14 +108,14 @@ class Gallery:
         if unit_D is None or not len(self._seq_N) or len(unit_D) != self._unit_ND.shape[1]:
             return []
         cosine_N = np.einsum("nd,d->n", self._unit_ND, unit_D)
-        shown: list[Exhibit] = []
-        for place in np.argsort(-cosine_N, kind="stable"):
-            # One that the next commit just took away is passed over.
+        shown: dict[tuple[str, bytes], Exhibit] = {}
+        for place in np.argsort(-cosine_N, kind="stable")[: _LOOKED_AT * count]:
             exhibit = self.of_sample(int(self._seq_N[place]), float(cosine_N[place]))
-            shown += [] if exhibit is None else [exhibit]
+            if exhibit is not None:  # one that the next commit just took away is passed over
+                shown.setdefault((exhibit.label, exhibit.image), exhibit)
             if len(shown) == count:
                 break
-        return shown
+        return list(shown.values())
 
     def of_sample(self, seq: int, similarity: float = 1.0) -> Exhibit | None:
         """Return the exemplar with this number, or None."""
@@ -180,7 +181,6 @@ class Exhibits:
         self._thread.join(4 * _LOOK_S)
 
     def _run(self) -> None:
-        _stand_back()
         while not self._stopping.is_set():
             try:
                 self._listen()
@@ -212,11 +212,3 @@ def _unit(feature: bytes) -> NDArray[np.float32] | None:
     feature_D: NDArray[np.float32] = np.frombuffer(feature, np.dtype("<f4"))
     length = float(np.sqrt(np.einsum("d,d->", feature_D, feature_D, dtype=np.float64)))
     return feature_D / np.float32(length) if 0 < length < np.inf else None
-
-
-def _stand_back() -> None:
-    """Let the calling thread hold up no learning."""
-    if sys.platform == "linux":  # where niceness belongs to a thread
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, niceness + _NICENESS)

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,19 @@ def test_the_nearest_are_those_that_a_loop_finds(bench: Bench) -> None:
         # What is no feature of this state has no neighbours.
         for other in (b"", bytes(len(feature) * 4), feature[1:].astype("<f4").tobytes()):
             assert gallery.nearest(other, 4) == []
+    loop.close()
+
+
+def test_a_picture_that_was_sent_twice_is_shown_once(bench: Bench) -> None:
+    """Under one label, by the sample that is nearer or came first; under two labels twice."""
+    first, second, third = digit_samples(3)
+    again = [replace(first, id="again"), replace(first, id="other", label="another")]
+    bench.admit([first, second, third, *again])
+    loop = run_to(bench.loop(tune="none"), 5)
+    with looked_at(loop) as gallery:
+        shown = gallery.nearest(feature_of(loop, 1).astype("<f4").tobytes(), EXHIBITS_MAX)
+        assert {exhibit.id for exhibit in shown[:2]} == {"digit-0", "other"}
+        assert {exhibit.id for exhibit in shown[2:]} == {"digit-1", "digit-2"}
     loop.close()
 
 
