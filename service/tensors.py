@@ -23,6 +23,8 @@ from service.schemas import INTEGER_MAX
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 _DIMENSIONS_MAX = 8
+# Far more pictures and names than any request of ours has, and read in a moment.
+_ELEMENTS_MAX = 2**16
 _LENGTH = struct.Struct("<I")
 
 Array = np.ndarray[Any, Any]
@@ -103,7 +105,7 @@ def read(tensor: TensorIn, behind: Bytes) -> Array:
     if (size is None) == (tensor.data is None):
         raise field_problem(tensor.name, "give it `data`, or `binary_data_size` and bytes")
     count = math.prod(tensor.shape)
-    if any(length < 0 for length in tensor.shape) or count > INTEGER_MAX:
+    if any(length < 1 for length in tensor.shape) or count > INTEGER_MAX:
         raise field_problem(tensor.name, f"cannot have the shape {tensor.shape}")
     if size is None:
         values = _from_json(tensor)
@@ -165,9 +167,11 @@ def _objects(elements: Sequence[Any]) -> Array:
 
 def _elements(data: memoryview, name: str) -> list[bytes]:
     """Return the elements of a BYTES tensor: each four bytes of length, then itself."""
-    elements = []
+    elements: list[bytes] = []
     place = 0
     while place < len(data):
+        if len(elements) == _ELEMENTS_MAX:
+            raise field_problem(name, f"has more than {_ELEMENTS_MAX} elements")
         start = place + _LENGTH.size
         if start > len(data):
             raise field_problem(name, "ends within the length of an element")
