@@ -47,13 +47,12 @@ function askForKey(detail) {
 }
 
 /** Ask a route; return the response. Throws a Problem, or a TypeError where nobody answers. */
-export async function send(method, path, { body, json, headers = {}, signal } = {}) {
+export async function send(method, path, content = {}) {
+  const { json, headers = {}, signal } = content;
+  const body = json === undefined ? content.body : JSON.stringify(json);
   const key = sessionStorage.getItem(KEPT_AS);
   const shown = key ? { Authorization: `Bearer ${key}` } : {};
-  if (json !== undefined) {
-    body = JSON.stringify(json);
-    shown["Content-Type"] = "application/json";
-  }
+  if (json !== undefined) shown["Content-Type"] = "application/json";
   const response = await fetch(path, {
     method, body, signal, headers: { ...shown, ...headers }, cache: "no-store", credentials: "omit",
   });
@@ -63,7 +62,7 @@ export async function send(method, path, { body, json, headers = {}, signal } = 
   if (response.status !== 401 || declined) throw problem;
   const newer = sessionStorage.getItem(KEPT_AS) !== key; // another request has asked meanwhile
   if (newer || (await askForKey(key ? problem.message : ""))) {
-    return send(method, path, { body, headers, signal });
+    return send(method, path, content);
   }
   throw problem;
 }
