@@ -29,16 +29,20 @@ _CLASS = (
 )
 _ADAPTER = (
     "The adapter: weights that were tuned on it stay bent until later rounds bend them further, and "
-    "the metric of its closed form stays until it is published next. To have nothing of it there, "
-    "activate a version from before its first sample: POST /versions/{version}/activate."
+    "the metric of its closed form stays until it is published next, soon after a pause. To have "
+    "nothing of it there, activate a version from before its first sample, which sets aside all "
+    "that was learnt since: POST /versions/{version}/activate."
 )
 _FUSION = (
     "The fusion: how far each expert is believed was learnt from many answers, these among them."
 )
 _COPIES = (
     "Copies: the last few versions, the service's own copy of one, the copies of the learner's "
-    "state, the log's file until it is rewritten, and every backup."
+    "state, the log's file until it is rewritten, every backup, and, where it came of an answer, "
+    "the picture in the service's memory until newer ones push it out."
 )
+_IDS = "Ids: that there was a sample of this id, and which version forgot it, stays in the state."
+_NAME = "The name: it stays in the table of names of every version, without a sample."
 _FROZEN_MODEL = (
     "The frozen model: it knows the name as it did before anything was learnt, and answers by that "
     "where `labels` asks for it."
@@ -114,6 +118,7 @@ def in_words(report: dict[str, Any]) -> dict[str, Any]:
             *([_ADAPTER] if report["adapter"] else []),
             _FUSION,
             _COPIES,
-            *([_FROZEN_MODEL] if whole else []),
+            _IDS,
+            *([_NAME, _FROZEN_MODEL] if whole else []),
         ],
     }

@@ -80,6 +80,7 @@ async def test_class_is_forgotten_and_its_name_is_new_again(api: Api, photos) ->
     assert any("no candidate" in sentence for sentence in report["unlearnt"])
     assert any("stay bent" in sentence for sentence in report["stays"])
     assert any("frozen model" in sentence for sentence in report["stays"])
+    assert any("table of names" in sentence for sentence in report["stays"])
 
 
 async def test_learnt_class_can_be_forgotten_though_the_log_forgot_its_name(api, photos) -> None:
