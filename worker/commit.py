@@ -112,6 +112,7 @@ class Progress:
     adapter_batch: int = 0  # when the adapter was published last
     tunes: bool = False  # the last batch asks for a round of tuning
     adapter_due: bool = False  # likewise, or the last round, for the adapter's publication
+    adapter_stale: bool = False  # its closed form, as published, rests on what is unlearnt since
     rounds: int = 0  # of tuning, drawn since the adapter was published
     owed: int = 0  # of those, not taken yet
     waiting: int = 0  # samples observed since a round was drawn

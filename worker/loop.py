@@ -342,7 +342,7 @@ class Loop:
                 self.stream.wait(progress.cursor, _TUNING_MS)
             elif progress.waiting:
                 self.stream.append_control(EntryKind.TUNE, progress.cursor)
-            elif progress.rounds and now - self.last_sample_at > self._idle_s:
+            elif self._adapter_waits and now - self.last_sample_at > self._idle_s:
                 self.stream.append_control(EntryKind.ADAPTER, progress.cursor)
             else:
                 self.stream.wait(progress.cursor, _IDLE_MS)
@@ -397,7 +397,7 @@ class Loop:
             self.pace.adapter_every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND
         )
         progress.adapter_due |= progress.rounds >= least
-        progress.adapter_due &= progress.rounds > 0
+        progress.adapter_due &= self._adapter_waits
         with self.state.transaction():
             self.state.save_round(drawn)
             self.state.save_progress(self.learner, progress)
@@ -443,7 +443,7 @@ class Loop:
                 log.warning("the adapter is held back: %s", manifest.gate)
             self._advance(manifest)
             progress.adapter_batch = self.learner.batch
-        progress.rounds, progress.adapter_due = 0, False
+        progress.rounds, progress.adapter_due, progress.adapter_stale = 0, False, False
         with self.state.transaction():
             self.state.save_accepted(self.learner)
             self.state.save_parts(parts)
@@ -453,6 +453,11 @@ class Loop:
         self._publish_soon()
         self.publication_s = time.monotonic() - started
         return True
+
+    @property
+    def _adapter_waits(self) -> bool:
+        """Whether another adapter is to be published, now or after a pause."""
+        return self.progress.rounds > 0 or self.progress.adapter_stale
 
     @property
     def _idle_s(self) -> float:
@@ -488,7 +493,7 @@ class Loop:
         )
         self._advance(manifest)
         progress.waiting = progress.rounds = 0
-        progress.tunes = False
+        progress.tunes = progress.adapter_stale = False
         progress.adapter_batch = self.learner.batch
         with self.state.transaction():
             self.state.save_forgotten(self.learner, forgotten, progress)
@@ -516,6 +521,7 @@ class Loop:
         # Its closed form was fitted on what was learnt by then, and on nothing that came later.
         known = named.classes_learnt_by(progress.adapter_batch)
         parts |= adapter_parts_without(saved, known)
+        progress.adapter_stale |= bool(saved and known)
         manifest = next_manifest(self.learner, progress, parts, cursor=batch.last_seq)
         about_classes = self._without_classes(manifest, parts) if named.classes else {}
         self._advance(manifest)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from everlens.records import EntryKind, Forgetting, Rejection, Sample
 from everlens.wire import encode_forgetting, encode_rejection
 from tests.unit.worker.conftest import (
     LIMITS,
+    PACE,
     Bench,
     digit_samples,
     finish,
@@ -27,6 +30,7 @@ from tests.unit.worker.conftest import (
     until_cursor,
 )
 from tests.unit.worker.test_loop import assert_same_bits, everything
+from worker.loop import Loop
 
 # Float64 sums of a few dozen products below one, added in another order.
 REORDERED = 1e-12
@@ -160,6 +164,39 @@ def test_forgotten_class_is_gone_and_begins_anew(bench: Bench) -> None:
     assert loop.snapshot.samples(gone) == 4
     assert loop.learner.class_index[gone] == index
     loop.close()
+
+
+def test_adapter_is_published_anew_though_nobody_teaches(bench: Bench) -> None:
+    """Its closed form is without what is unlearnt after a pause, and knows the rest of the class."""
+    samples = digit_samples(12)
+    bench.admit(samples)
+    loop = run_to(bench.loop(pace=replace(PACE, adapter_idle_s=0.05)), 12)
+    loop.progress.adapter_due = True
+    assert loop._publish_adapter()
+    before = loop.progress.parts["adapter/factor"]
+    index = loop.learner.class_index[samples[0].label]
+    forget(bench, Forgetting(seq=1))
+    run_to(loop, 14)
+    assert loop.learner.sums is not None
+    assert loop.learner.sums.count_C[index] > 0
+    assert loop.snapshot.adapter is not None
+    assert not loop.snapshot.adapter.vector_CD.at([index]).any()
+    loop.close()
+
+    loop = run_to(bench.loop(pace=replace(PACE, adapter_idle_s=0.05)), 15)
+    assert loop.snapshot.adapter is not None
+    assert loop.snapshot.adapter.vector_CD.at([index]).any()
+    assert loop.progress.parts["adapter/factor"] != before
+    loop.run(until_turns(loop, 5))
+    assert bench.stream().read(14, 9)[0].kind is EntryKind.ADAPTER
+    assert loop.progress.cursor == 15  # once
+    loop.close()
+
+
+def until_turns(loop: Loop, turns: int) -> Callable[[], bool]:
+    """Return a stop condition: the learner has looked so often and found nothing to do."""
+    looks = iter(range(turns))
+    return lambda: loop.unpublished is None and next(looks, None) is None
 
 
 def test_report_says_how_well_the_other_classes_are_told_apart(
