@@ -169,6 +169,14 @@ class Settings(BaseSettings):
         "`everlens[otel]`.",
     )
 
+    # Label Studio
+    label_studio_url: str = Field(
+        "", description="Of the one whose pictures are fetched; empty: they come as data URIs."
+    )
+    label_studio_token: str = Field(
+        "", repr=False, description="Of one of its users, personal or legacy: to fetch pictures."
+    )
+
     # Who may ask
     keys_file: str = Field(
         "", description="API keys; empty is `keys.json` in the data directory, if it is there."

@@ -16,6 +16,7 @@ from everlens.pixels import Pixels
 from everlens.records import as_written
 from everlens.settings import Settings
 from service import body
+from service.auth import Caller
 from service.batcher import Answer, Query
 from service.context import Model, Service
 from service.explaining import EXPLAINED_MAX, explanations
@@ -156,6 +157,16 @@ async def classify(service: Service, model: Model, questions: Questions) -> list
         _rendered(answer, model.backbone.name, reason)
         for answer, reason in zip(answers, reasons, strict=True)
     ]
+
+
+async def answered(
+    service: Service, model: Model, questions: Questions, caller: Caller
+) -> list[dict[str, Any]]:
+    """Return the answers, kept for whoever corrects them; raises as `classify` does."""
+    answers = await classify(service, model, questions)
+    for question, answer in zip(questions.items, answers, strict=True):
+        service.predictions.keep(caller.id, question.image, answer)
+    return answers
 
 
 async def _check_names(model: Model, questions: Questions) -> None:

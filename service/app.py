@@ -28,6 +28,7 @@ from service.routes import (
     hugging_face,
     insight,
     kserve,
+    label_studio,
     labelling,
     openai,
     predictions,
@@ -104,6 +105,7 @@ def create_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
         hugging_face,
         kserve,
         openai,
+        label_studio,
         console,
         health,
     ):

@@ -8,6 +8,8 @@ keys. Without any key every route is open, and `service.__main__` listens on loo
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import math
 import os
@@ -73,6 +75,11 @@ SCOPE_OF_ROUTE = {
     "POST /v1/embeddings": "classify",
     "GET /v1/models": ANY,
     "GET /v1/models/{model:path}": "classify",
+    "GET /label-studio/health": OPEN,
+    "POST /label-studio/setup": "classify",
+    "POST /label-studio/predict": "classify",
+    "POST /label-studio/webhook": "learn",
+    "POST /label-studio/train": "learn",
     # The page is nobody's secret; what it asks for needs the key that it asks for.
     "GET /console": OPEN,
     "GET /console/": OPEN,
@@ -87,6 +94,9 @@ _LOOK_S = 1.0
 _HOLD_BACK_S = 1.0
 _FAILURES_PER_S = 5.0  # of one address, before it hears 429 instead of 401
 _CALLER = "caller"
+# Where a key may be shown as a password: Label Studio knows no other way. Not everywhere, since a
+# browser that knows a password sends it along with whatever another page makes it ask.
+_BASIC = "/label-studio/"
 
 log = logging.getLogger(__name__)
 
@@ -363,9 +373,20 @@ def _token(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return str(value[7:].strip(), "latin-1")
+        if name == b"authorization" and value[:6].lower() == b"basic ":
+            token = _password(value[6:]) if scope["path"].startswith(_BASIC) else None
         if name == b"x-api-key":
             token = str(value, "latin-1")
     return token
+
+
+def _password(credentials: bytes) -> str | None:
+    """Return the password of a name and a password; whose name it is does not matter."""
+    try:
+        pair = base64.b64decode(credentials, validate=True)
+    except binascii.Error:
+        return None
+    return str(pair.partition(b":")[2], "latin-1")
 
 
 def _too_often(detail: str, wait_s: float) -> Problem:

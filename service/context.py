@@ -46,6 +46,7 @@ from service.present import learning
 from service.probe import warm_up
 from service.problems import Problem
 from service.serving import Serving
+from service.task_pictures import TaskPictures
 
 _POLL_S = 1.0
 _BUILDERS_NICENESS = 10
@@ -103,6 +104,9 @@ class Service:
             self.metrics,
             decoders=settings.decoders or None,
         )
+        self.task_pictures = TaskPictures(
+            settings.label_studio_url, settings.label_studio_token, settings.max_image_bytes
+        )
         self.predictions = Predictions(settings.keep_predictions_bytes)
         self.model: Model | None = None
         self.failure: EverlensError | None = None
@@ -129,6 +133,7 @@ class Service:
             await self.model.batcher.stop()
         self.decoding.close()
         self._builder.shutdown(wait=False, cancel_futures=True)
+        await self.task_pictures.close()
         await self.client.aclose()
         self.witness.close()
 

@@ -62,11 +62,24 @@ async def forget_sample(service: Service, sample_id: str, caller: Caller) -> Rec
     reason = (await service.log.state_of(seq)).dead_reason
     if reason is not None:
         raise Problem("sample-dead", f"it was never learnt, there is nothing to forget: {reason}")
-    forgetting, name = Forgetting(seq=seq), f"forget-sample-{seq}"
+    forgetting, name = Forgetting(seq=seq), _entry_id(seq)
     try:
         return await _admitted(service, forgetting, name, caller)
     except IdConflict:  # whoever teaches may have called a sample so, and is in nobody's way
         return await _admitted(service, forgetting, f"{name}-{uuid.uuid4().hex}", caller)
+
+
+async def is_known(service: Service, seq: int) -> bool:
+    """Return whether a sample is learnt, or will be: neither dead, nor to be forgotten."""
+    if await service.log.seq_of(_entry_id(seq)) is not None:
+        return False
+    state = await service.log.state_of(seq)
+    return state.dead_reason is None and state.forgotten_by is None
+
+
+def _entry_id(seq: int) -> str:
+    """Return the id of the entry by which a sample is forgotten: the same each time."""
+    return f"forget-sample-{seq}"
 
 
 async def forget_class(

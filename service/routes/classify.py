@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from service import openapi
-from service.answering import classify, read_questions
+from service.answering import answered, read_questions
 from service.auth import caller_of
 from service.context import service_of
 from service.rendering import answer
@@ -29,7 +29,5 @@ async def post_classify(request: Request) -> Response:
     service = service_of(request)
     model = service.ready()
     questions = await read_questions(request, service.settings)
-    answers = await classify(service, model, questions)
-    for question, given in zip(questions.items, answers, strict=True):
-        service.predictions.keep(caller_of(request).id, question.image, given)
+    answers = await answered(service, model, questions, caller_of(request))
     return answer(answers if questions.many else answers[0])

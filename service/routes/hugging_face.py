@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service import body, openapi
-from service.answering import Question, Questions, classify
+from service.answering import Question, Questions, answered
+from service.auth import caller_of
 from service.context import service_of
 from service.problems import field_problem, fields_problem
 from service.rendering import answer
@@ -70,10 +71,10 @@ async def post_zero_shot(request: Request) -> Response:
     model = service.ready()
     asked = await body.json_as(request, ZeroShotIn)
     question = _question(asked, service.settings.max_labels_per_request)
-    (answered,) = await classify(service, model, Questions([question], many=False))
-    return answer(
-        [{"label": line["label"], "score": line["score"]} for line in answered["predictions"]]
-    )
+    questions = Questions([question], many=False)
+    (found,) = await answered(service, model, questions, caller_of(request))
+    lines = found["predictions"]
+    return answer([{"label": line["label"], "score": line["score"]} for line in lines])
 
 
 def _question(asked: ZeroShotIn, labels_max: int) -> Question:

@@ -20,7 +20,8 @@ from PIL import Image
 from everlens import __version__
 from everlens.pixels import PixelSpec
 from service import body, openapi, tensors
-from service.answering import Question, Questions, classify
+from service.answering import Question, Questions, answered
+from service.auth import caller_of
 from service.context import Model, Service, service_of
 from service.kserve_schemas import (
     InferIn,
@@ -203,7 +204,7 @@ def _about(model: Model) -> Response:
 async def _infer(request: Request, model: Model, version: int | None) -> Response:
     service = service_of(request)
     asked, questions = await _read(request, service, model, version)
-    answers = await classify(service, model, questions)
+    answers = await answered(service, model, questions, caller_of(request))
     return _rendered(asked, answers)
 
 

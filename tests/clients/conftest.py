@@ -14,6 +14,7 @@ import pytest
 
 from tests.fuzz.asking import running
 from tests.pictures import PHOTOGRAPHS, photograph
+from tests.system.processes import free_port
 
 
 @pytest.fixture(scope="package")
@@ -24,9 +25,21 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="package")
-def url(folder: Path) -> Iterator[str]:
+def studio_port() -> int:
+    """Where the Label Studio is that it may fetch pictures from, once a test starts one."""
+    return free_port()
+
+
+@pytest.fixture(scope="package")
+def url(folder: Path, studio_port: int) -> Iterator[str]:
     """The address of a running everlens with a tiny CLIP; adapters come as soon as they may."""
-    with running(folder, adapter_idle_s="0.2", adapter_every_rounds="1") as (_, url):
+    settings = {
+        "adapter_idle_s": "0.2",
+        "adapter_every_rounds": "1",
+        "label_studio_url": f"http://127.0.0.1:{studio_port}",
+        "label_studio_token": "of-the-tests",
+    }
+    with running(folder, **settings) as (_, url):
         yield url
 
 

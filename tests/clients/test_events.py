@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -22,7 +22,7 @@ NO_LOG = Path("no such log")
 
 class Heard(NamedTuple):
     kind: str
-    data: dict
+    data: dict[str, Any]
     id: str
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.unit.service.test_hotswap import until
 pytestmark = pytest.mark.anyio
 
 
-async def told(stream: AsyncIterator[Event], kind: str, count: int = 1) -> list[dict]:
+async def told(stream: AsyncIterator[Event], kind: str, count: int = 1) -> list[dict[str, Any]]:
     """Return the next events of a kind."""
     found = []
     async with asyncio.timeout(15):
@@ -29,7 +30,7 @@ async def told(stream: AsyncIterator[Event], kind: str, count: int = 1) -> list[
     return found
 
 
-def versions(records: list[dict]) -> list[int]:
+def versions(records: list[dict[str, Any]]) -> list[int]:
     return [record["version"] for record in records]
 
 
@@ -128,14 +129,18 @@ def drain(listener: Listener) -> None:
         listener._waiting.get_nowait()
 
 
+def watched(events: Events) -> bool:
+    return events._watching is not None
+
+
 async def test_nobody_looks_when_nobody_listens(api: Api):
     """The watching begins with the first listener and ends after the last."""
     events: Events = api.model.events
-    assert events._watching is None
+    assert not watched(events)
     with events.listener(None) as listener:
         await told(events.events(listener), "learning")
-        assert events._watching is not None
-    await until(lambda: events._watching is None)
+        assert watched(events)
+    await until(lambda: not watched(events))
 
 
 async def test_all_streams_end_with_the_service(api: Api):
