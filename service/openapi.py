@@ -98,11 +98,12 @@ def _one_or_many(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
     }
 
 
-def json_body(model: type[BaseModel]) -> dict[str, Any]:
+def json_body(model: type[BaseModel], example: Any) -> dict[str, Any]:
     """Return the description of a body that is one JSON object; its parts go to the components."""
     schema = model.model_json_schema(ref_template=_REFERENCE)
     _PARTS.update(schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:

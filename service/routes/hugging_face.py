@@ -13,11 +13,21 @@ from service.auth import caller_of
 from service.context import service_of
 from service.problems import field_problem, fields_problem
 from service.rendering import answer
-from service.schemas import FieldErrors, Image, Label, QueryFields, Share, image_bytes, validated
+from service.schemas import (
+    EXAMPLE_IMAGE,
+    FieldErrors,
+    Image,
+    Label,
+    QueryFields,
+    Share,
+    image_bytes,
+    validated,
+)
 
 router = APIRouter(tags=["neighbours"])
 
 _LABELS = "parameters.candidate_labels"
+_EXAMPLE = {"inputs": EXAMPLE_IMAGE, "parameters": {"candidate_labels": ["heron", "stork"]}}
 
 
 class _Shape(BaseModel):
@@ -55,7 +65,7 @@ class ScoredLabelOut(_Shape):
 @router.post(
     "/hf/zero-shot-image-classification",
     summary="Hugging Face: which of these names?",
-    openapi_extra=openapi.json_body(ZeroShotIn),
+    openapi_extra=openapi.json_body(ZeroShotIn, _EXAMPLE),
     responses={
         200: {"model": list[ScoredLabelOut]},
         **openapi.problems(400, 408, 413, 415, 422, 503),

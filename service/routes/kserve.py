@@ -35,6 +35,7 @@ from service.kserve_schemas import (
 from service.problems import Problem, field_problem, fields_problem
 from service.rendering import answer
 from service.schemas import (
+    EXAMPLE_IMAGE,
     INTEGER_MAX,
     FieldErrors,
     QueryFields,
@@ -127,6 +128,12 @@ async def get_version_ready(request: Request, model: ModelName, version: Version
     return answer({"name": NAME, "ready": True})
 
 
+_EXAMPLE = {
+    "inputs": [
+        {"name": "image", "datatype": "BYTES", "shape": [1], "data": [EXAMPLE_IMAGE]},
+        {"name": "labels", "datatype": "BYTES", "shape": [2], "data": ["heron", "stork"]},
+    ]
+}
 _INFER: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
@@ -137,7 +144,7 @@ _INFER: dict[str, Any] = {
                 "description": "Length of the JSON, where tensors stand behind it as bytes.",
             }
         ],
-        **openapi.json_body(InferIn),
+        **openapi.json_body(InferIn, _EXAMPLE),
     },
     "responses": {
         200: {

@@ -32,11 +32,24 @@ from service.label_studio_schemas import (
 from service.labelling_config import LabellingConfig, read_config
 from service.problems import Problem, fields_problem
 from service.rendering import answer
-from service.schemas import FieldErrors, QueryFields, validated
+from service.schemas import EXAMPLE_IMAGE, FieldErrors, QueryFields, validated
 
 router = APIRouter(tags=["neighbours"], prefix="/label-studio")
 
 _TASKS_AT_ONCE = 16
+
+_CONFIG = (
+    '<View><Image name="image" value="$image"/><Choices name="choice" toName="image">'
+    '<Choice value="heron"/><Choice value="stork"/></Choices></View>'
+)
+_TASK = {"id": 1, "data": {"image": f"data:image/png;base64,{EXAMPLE_IMAGE}"}}
+_CHOSEN = {"from_name": "choice", "type": "choices", "value": {"choices": ["heron"]}}
+_EVENT = {
+    "action": "ANNOTATION_CREATED",
+    "project": {"id": 1, "created_at": "2026-11-21T23:16:05Z", "label_config": _CONFIG},
+    "task": _TASK,
+    "annotation": {"id": 1, "task": 1, "result": [_CHOSEN]},
+}
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +62,7 @@ async def get_health() -> Response:
 @router.post(
     "/setup",
     summary="Label Studio: a project connects",
-    openapi_extra=openapi.json_body(SetupIn),
+    openapi_extra=openapi.json_body(SetupIn, {"project": "1.0", "schema": _CONFIG}),
     responses={200: {"model": SetupOut}, **openapi.problems(400, 408, 413, 415, 422, 503)},
 )
 async def post_setup(request: Request) -> Response:
@@ -63,7 +76,7 @@ async def post_setup(request: Request) -> Response:
 @router.post(
     "/predict",
     summary="Label Studio: what would you choose?",
-    openapi_extra=openapi.json_body(PredictIn),
+    openapi_extra=openapi.json_body(PredictIn, {"tasks": [_TASK], "label_config": _CONFIG}),
     responses={
         200: {"model": PredictionsOut},
         **openapi.problems(400, 404, 408, 409, 413, 415, 422, 503),
@@ -101,7 +114,7 @@ async def post_predict(request: Request) -> Response:
 @router.post(
     "/webhook",
     summary="Label Studio: somebody annotated",
-    openapi_extra=openapi.json_body(WebhookIn),
+    openapi_extra=openapi.json_body(WebhookIn, _EVENT),
     responses={
         200: {"model": WebhookOut},
         **openapi.problems(400, 403, 404, 408, 409, 413, 415, 422, 429, 503),

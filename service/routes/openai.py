@@ -32,6 +32,7 @@ from service.schemas import EXAMPLE_IMAGE, NAME_LENGTH_MAX, image_bytes
 router = APIRouter(tags=["neighbours"])
 
 _DATA = "data:"
+_EXAMPLE = {"input": ["a heron", f"data:image/png;base64,{EXAMPLE_IMAGE}"]}
 
 
 class _Shape(BaseModel):
@@ -59,8 +60,7 @@ class EmbeddingsIn(_Shape):
     """Texts and pictures to be turned into vectors; token numbers are not taken."""
 
     input: Inputs = Field(
-        description="Texts, and pictures (JPEG, PNG, WebP) as data URIs with base64.",
-        examples=[["a heron", f"data:image/png;base64,{EXAMPLE_IMAGE}"]],
+        description="Texts, and pictures (JPEG, PNG, WebP) as data URIs with base64."
     )
     model: str | None = Field(None, description="Of GET /v1/models; left out, the one there is.")
     encoding_format: Literal["float", "base64"] = Field(
@@ -114,7 +114,7 @@ class ModelsOut(_Shape):
 @router.post(
     "/embeddings",
     summary="Vectors of texts and pictures",
-    openapi_extra=openapi.json_body(EmbeddingsIn),
+    openapi_extra=openapi.json_body(EmbeddingsIn, _EXAMPLE),
     responses={
         200: {"model": EmbeddingsOut},
         **openapi.problems(400, 404, 408, 413, 415, 422, 503),

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,6 +111,7 @@ async def test_the_table_names_every_route_in_order(api: Api):
         "GET /readyz",
         "GET /v2/health/live",
         "GET /v2/health/ready",
+        "GET /label-studio/health",
         "GET /console",
         "GET /console/",
         "GET /console/{name}",
@@ -154,6 +156,7 @@ async def test_no_route_takes_the_wrong_scope(started: Start, settings: Settings
     _, without = add_key(path, "others", scopes=others, now=NOW)
     _, alone = add_key(path, "alone", scopes=own, now=NOW)
     async with started(settings) as api:
+        api.service.end_streams()  # else the answer of /events would go on for ever
         refused = await api.client.request(*route, headers=bearer(without))
         if needed == ANY:
             assert refused.status_code == 200
@@ -162,6 +165,21 @@ async def test_no_route_takes_the_wrong_scope(started: Start, settings: Settings
             assert 'error="insufficient_scope"' in refused.headers["www-authenticate"]
         allowed = await api.client.request(*route, headers=bearer(alone))
         assert allowed.status_code not in {401, 403}
+
+
+async def test_a_key_is_a_password_for_label_studio_alone(guarded: Api, token):
+    """It knows no other way; elsewhere a browser might send it along unasked."""
+    shown = {"Authorization": f"Basic {b64encode(f'anybody:{token}'.encode()).decode()}"}
+    told = await guarded.client.post("/label-studio/train", headers=shown)
+    assert told.status_code == 200
+    problem(await from_elsewhere(guarded, "GET", "/learning", headers=shown), 401, "no-key")
+    for wrong in (b64encode(b"anybody:wrong").decode(), b64encode(token.encode()).decode()):
+        shown = {"Authorization": f"Basic {wrong}"}
+        refused = await from_elsewhere(guarded, "POST", "/label-studio/train", headers=shown)
+        problem(refused, 401, "unknown-key")
+    shown = {"Authorization": "Basic no base64"}
+    refused = await from_elsewhere(guarded, "POST", "/label-studio/train", headers=shown)
+    problem(refused, 401, "no-key")
 
 
 async def test_a_good_key_teaches_and_asks(guarded: Api, token, photo):
