@@ -4,7 +4,7 @@ import { byId, counted, el, percent, svg } from "./dom.js";
 import { EXPERTS } from "./lines.js";
 
 const POINTS_MAX = 400;
-const [WIDTH, HEIGHT, MARGIN] = [360, 110, 6];
+const [WIDTH, HEIGHT, MARGIN, SCALE] = [360, 120, 8, 38]; // SCALE: room for what the lines mean
 const KEPT_AS = "everlens accuracy"; // over a reload of this tab
 
 let points = JSON.parse(sessionStorage.getItem(KEPT_AS) ?? "[]"); // { at: labels scored, recent, all }
@@ -66,7 +66,7 @@ function drawn({ prequential_accuracy_recent: recent, prequential_samples: score
   }
   const said = `${percent(recent)} of the last hundred or so were right`;
   return [
-    el("p", { class: "headline" }, el("strong", {}, percent(recent)), ` right lately`),
+    el("p", { class: "headline" }, el("strong", {}, percent(recent)), " right lately"),
     chart(said),
     el("p", { class: "quiet" }, seen(scored)),
   ];
@@ -76,20 +76,22 @@ function drawn({ prequential_accuracy_recent: recent, prequential_samples: score
 function seen(scored) {
   const shares = points.map((point) => point.recent);
   const range = points.length > 1
-    ? ` Since this page was opened between ${percent(Math.min(...shares))} and ${percent(Math.max(...shares))}.`
+    ? ` Since this page was opened: ${percent(Math.min(...shares))} to ${percent(Math.max(...shares))}; dashed: over all.`
     : "";
-  return `${counted(scored, "label")} scored before anything learnt it.${range}`;
+  return `${counted(scored, "label")} scored so far.${range}`;
 }
 
 function chart(title) {
   const [first, last] = [points[0].at, points.at(-1).at];
-  const x = (at) => MARGIN + ((WIDTH - 2 * MARGIN) * (at - first)) / Math.max(1, last - first);
+  const x = (at) => MARGIN + ((WIDTH - 2 * MARGIN - SCALE) * (at - first)) / Math.max(1, last - first);
   const y = (share) => MARGIN + (HEIGHT - 2 * MARGIN) * (1 - share);
   const line = (key) => points.map((point) => `${x(point.at).toFixed(1)},${y(point[key]).toFixed(1)}`).join(" ");
   const end = points.at(-1);
   return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": title, class: "chart" },
-    ...[0, 0.5, 1].map((share) =>
-      svg("line", { class: "grid", x1: MARGIN, x2: WIDTH - MARGIN, y1: y(share), y2: y(share) })),
+    ...[0, 0.5, 1].flatMap((share) => [
+      svg("line", { class: "grid", x1: MARGIN, x2: WIDTH - MARGIN - SCALE, y1: y(share), y2: y(share) }),
+      svg("text", { x: WIDTH, y: y(share) + 4, "text-anchor": "end" }, percent(share)),
+    ]),
     svg("polyline", { class: "all", points: line("all") }),
     svg("polyline", { class: "recent", points: line("recent") }),
     svg("circle", { class: "end", cx: x(end.at), cy: y(end.recent), r: 4 }));

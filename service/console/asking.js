@@ -1,9 +1,10 @@
 /** What the hero asks of the service: classify, label, refuse, forget. */
 
-import { act, segment, send } from "./api.js";
+import { act, get, segment, send } from "./api.js";
 import { LINES } from "./lines.js";
 
 const WAIT_S = 30;
+const LOOK_MS = 300;
 
 let explains = true; // until the service says that it does not know the word
 
@@ -53,6 +54,16 @@ export function sample(blob, label, waiting) {
 
 /** Forget a sample; return the receipt. */
 export const forget = (id, waiting) => act("DELETE", `samples/${segment(id)}`, {}, waiting);
+
+/** Return what became of an entry of the log, once it is no longer only accepted. */
+export async function settled(id) {
+  for (;;) {
+    const outcome = await get(`samples/${segment(id)}`);
+    if (outcome.status === "dead") throw new Error(`It could not be done: ${outcome.reason}`);
+    if (outcome.status !== "accepted") return outcome;
+    await new Promise((done) => setTimeout(done, LOOK_MS));
+  }
+}
 
 /** Return the picture of a prediction. */
 export const pictureOf = async (predictionId) =>

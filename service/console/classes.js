@@ -1,6 +1,6 @@
 /** The learnt classes as a table: sorted by a column, searched by name, two hundred rows at most. */
 
-import { byId, counted, el, percent } from "./dom.js";
+import { byId, counted, el, percent, quoted, steadily } from "./dom.js";
 
 const ROWS_MAX = 200;
 const COLUMNS = [
@@ -13,21 +13,26 @@ const COLUMNS = [
 ];
 
 let classes = [];
+let forget = () => {};
 let sorting = { key: "samples", up: false };
 
+const draw = steadily(byId("class-rows"), render);
 byId("find").addEventListener("input", render);
+
+/** Call `listener` with the class that somebody wants to be forgotten. */
+export const onForget = (listener) => (forget = listener);
 
 /** Take the body of GET /classes; `gains` maps a label to what the next one is expected to bring. */
 export function showClasses(body, gains = new Map()) {
   classes = body.classes.map((known) => ({ ...known, gain: gains.get(known.label) ?? null }));
   byId("classes-empty").hidden = classes.length > 0;
   byId("classes").hidden = classes.length === 0;
-  render();
+  draw();
 }
 
 function render() {
   const columns = COLUMNS.filter(({ key }) => key !== "gain" || classes.some(({ gain }) => gain !== null));
-  byId("class-heads").replaceChildren(...columns.map(head));
+  byId("class-heads").replaceChildren(...columns.map(head), el("td"));
   const wanted = byId("find").value.trim().toLowerCase();
   const found = classes.filter(({ label }) => label.toLowerCase().includes(wanted)).sort(order);
   byId("class-rows").replaceChildren(...found.slice(0, ROWS_MAX).map((known) => row(known, columns)));
@@ -59,7 +64,10 @@ function row(known, columns) {
       cell.prepend(share);
     }
     return cell;
-  }));
+  }), el("td", { class: "number" }, el("button", {
+    type: "button", class: "link", "data-keep": known.label, "aria-label": `Forget ${quoted(known.label)}`,
+    onclick: () => forget(known),
+  }, "forget")));
 }
 
 /** Compare by the sorted column; what is not known yet comes last either way. */

@@ -26,9 +26,9 @@ export function svg(tag, attributes = {}, ...children) {
 export function percent(share) {
   if (share == null) return "–";
   const points = share * 100;
-  if (points > 0 && points < 1) return "< 1 %";
-  if (points > 99 && points < 100) return "> 99 %";
-  return `${Math.round(points)} %`;
+  if (points > 0 && points < 1) return "<\u00a01\u00a0%";
+  if (points > 99 && points < 100) return ">\u00a099\u00a0%";
+  return `${Math.round(points)}\u00a0%`;
 }
 
 /** Return a number with its noun: 1 label, 2 labels. */

@@ -1,6 +1,6 @@
 /** The labelled pictures that lie nearest to the one that is asked about: where a label may be wrong. */
 
-import { byId, el, percent, quoted } from "./dom.js";
+import { byId, el, quoted } from "./dom.js";
 
 const PICTURE = /^data:image\/(jpeg|png|webp);base64,/;
 
@@ -11,7 +11,7 @@ export function showExemplars(explanation, onWrong) {
   box.hidden = !exemplars?.length && !note;
   if (box.hidden) return;
   box.replaceChildren(
-    el("h3", {}, "Nearest labelled pictures"),
+    el("h2", {}, "Nearest labelled pictures"),
     exemplars?.length
       ? el("ul", {}, ...exemplars.map((exemplar) => item(exemplar, onWrong)))
       : el("p", { class: "quiet" }, note),
@@ -23,7 +23,7 @@ function item(exemplar, onWrong) {
   return el("li", {},
     PICTURE.test(image) ? el("img", { src: image, alt: "", width: 72, height: 72 }) : null,
     el("span", { class: "name" }, label),
-    el("span", { class: "quiet" }, `${percent(similarity)} alike`),
+    el("span", { class: "quiet" }, `similarity ${similarity.toFixed(2)}`),
     el("button", {
       type: "button", class: "link", "aria-label": `Forget this label ${quoted(label)}`,
       onclick: () => onWrong(exemplar),

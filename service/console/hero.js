@@ -11,7 +11,7 @@ let shown = null; // { blob, url, answer, before, busy, taught }
 const files = []; // that were chosen together
 let queue = []; // predictions of anybody, the least certain first
 let held = null; // why the learner takes nothing up now
-let classes = 0; // that are learnt
+let anyClass = false; // is learnt, as far as is known
 let changed = () => {};
 
 /** Call `listener` with each answer, or null where there is none. */
@@ -20,12 +20,12 @@ export const onAnswer = (listener) => (changed = listener);
 /** Know from the body of GET /learning whether there is anything to ask among, and what holds it up. */
 export function setLearning(body) {
   held = body.held ?? body.paused;
-  classes = body.learner.classes ?? 0;
+  anyClass ||= body.learner.classes > 0;
 }
 
 /** Take the predictions that want a name, for the key that shows the next. */
 export function setQueue(predictions) {
-  queue = [...predictions];
+  queue = predictions.filter(({ prediction_id: id }) => id !== shown?.answer?.prediction_id);
   showNext();
 }
 
@@ -82,7 +82,7 @@ async function forgetExemplar({ sample_id: id, label }) {
   const sure = await askPerson({
     title: `Forget this label ${quoted(label)}?`,
     text: "The sample is taken out of what is learnt, exactly, and out of the replay buffer. What "
-      + "tuning made of it meanwhile stays in the adapter. Label the picture anew if it has another name.",
+      + "the adapter has taken from it stays until another one is published.",
     action: "Forget it",
     danger: true,
   });
@@ -101,7 +101,7 @@ async function begin(blob, predictionId) {
 
 /** Ask what a picture is, and show it; an answer that comes too late for it is dropped. */
 async function look(asked, predictionId) {
-  if (!classes && !candidates().length) {
+  if (!anyClass && !candidates().length) {
     fail(asked, { kind: "nothing-learnt" });
     return;
   }
@@ -123,6 +123,7 @@ async function learn(doing, label, deliver) {
   if (!asked || asked.busy) return;
   asked.busy = true;
   byId("answer").classList.add("busy");
+  byId("answer").scrollIntoView({ block: "nearest" });
   say(doing);
   const start = performance.now();
   try {
@@ -163,6 +164,7 @@ function candidates(label) {
 }
 
 function show(asked, words) {
+  anyClass = true;
   showLines(asked.answer, asked.before, { onRight: teach, onWrong: reject });
   showExemplars(asked.answer.explanation, forgetExemplar);
   say(words);

@@ -2,10 +2,11 @@
 
 import { showAccuracy, showExperts } from "./accuracy.js";
 import { act, get } from "./api.js";
-import { showClasses } from "./classes.js";
+import { onForget, showClasses } from "./classes.js";
 import { ask } from "./dialogs.js";
 import { byId, el } from "./dom.js";
 import * as hero from "./hero.js";
+import { forgetClass } from "./forgetting.js";
 import { follow } from "./live.js";
 import { onNamed, setKnown } from "./naming.js";
 import { accept } from "./pictures.js";
@@ -59,7 +60,8 @@ function showLearning(body) {
   hero.setLearning(body);
   showNotices(body);
   byId("hold").hidden = body.held === undefined;
-  byId("hold").textContent = body.held ? "Resume learning" : "Pause learning";
+  byId("hold").textContent = body.held ? "Resume" : "Pause";
+  byId("hold").setAttribute("aria-label", `${byId("hold").textContent} learning`);
 }
 
 function showVersion(version) {
@@ -128,6 +130,7 @@ function pressed(event) {
 accept(hero.open);
 onNamed(hero.teach);
 onChosen(hero.openPrediction);
+onForget(forgetClass);
 hero.onAnswer((answer) => {
   line = answer?.explanation?.experts?.[0] ?? null;
   if (learning) showExperts(learning.learner.expert_recall, line);

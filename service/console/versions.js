@@ -1,6 +1,7 @@
 /** The line of versions: what the gate said of each, and the two ways back to one. */
 
 import { act, get } from "./api.js";
+import { settled } from "./asking.js";
 import { ask } from "./dialogs.js";
 import { ago, byId, counted, el, percent, steadily } from "./dom.js";
 
@@ -92,15 +93,8 @@ async function activate(version) {
   if (!sure) return;
   const { id } = await act("POST", `versions/${version}/activate`);
   say(`Going back to version ${version}…`);
-  for (;;) {
-    const { status, version: made, reason } = await get(`samples/${id.split("/").map(encodeURIComponent).join("/")}`);
-    if (status === "dead") throw new Error(`Not gone back: ${reason}`);
-    if (status !== "accepted") {
-      say(`Gone back to version ${version}: version ${made} goes on from it.`);
-      return;
-    }
-    await new Promise((done) => setTimeout(done, 300));
-  }
+  const { version: made } = await settled(id);
+  say(`Gone back to version ${version}: version ${made} goes on from it.`);
 }
 
 function say(text) {

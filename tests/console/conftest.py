@@ -63,6 +63,8 @@ class Console:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
         self.page.on("request", self._asked)
+        # File choosers are caught only while somebody listens, and that begins a moment later.
+        self.page.on("filechooser", lambda _: None)
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
