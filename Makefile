@@ -26,7 +26,7 @@ MINUTES ?= 20
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test chaos fuzz check docs format lock audit clean distclean
+.PHONY: help up env dev test chaos fuzz screenshots check docs format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: check ## run the checks, then all tests
 
 chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--only F7")
 	@$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)
+
+screenshots: $(DEV) ## make docs/images/console-*.png anew (needs Chromium)
+	@CONSOLE_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet -k axe tests/console
 
 fuzz: $(DEV) ## ask a fresh everlens MINUTES=20 long what its description allows and forbids
 	@$(BIN)/python -m tests.fuzz $(MINUTES)

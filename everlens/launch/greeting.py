@@ -59,6 +59,7 @@ def greeting(url: str, *, guarded: bool = False) -> list[str]:
         "Ask again, among all that it has learnt by then:",
         post(f"{url}/classify", picture, {"wait_for": ["chelsea-1"]}),
         "",
+        f"Or drop pictures of your own on the page at {url}/console",
         "`everlens demo` in a second terminal shows it learn; Ctrl-C here stops everything.",
     ]
 

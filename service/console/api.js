@@ -14,11 +14,6 @@ export class Problem extends Error {
     this.kind = String(about.type ?? "").replace("/problems/", "");
     this.retryAfterS = retryAfterS;
   }
-
-  /** Whether this service, of another release, has no such route. */
-  get isMissing() {
-    return this.kind === "unknown-route" || this.kind === "method-not-allowed";
-  }
 }
 
 let question = null; // one at a time, however many requests wait for the key

@@ -6,29 +6,21 @@ import { LINES } from "./lines.js";
 const WAIT_S = 30;
 const LOOK_MS = 300;
 
-let explains = true; // until the service says that it does not know the word
-
 /**
  * Return the answer about a picture: among `labels`, or all learnt classes where it is empty. With
  * `waitFor`, the answer of a version that has learnt that entry of the log.
  */
-export async function classify(blob, { labels = [], waitFor, waiting } = {}) {
+export function classify(blob, { labels = [], waitFor, waiting } = {}) {
   const form = new FormData();
   form.append("image", blob, "picture");
   form.append("top", LINES);
-  if (explains) form.append("explain", "true");
+  form.append("explain", "true");
   for (const label of labels) form.append("labels", label);
   if (waitFor) {
     form.append("wait_for", waitFor);
     form.append("wait_s", WAIT_S);
   }
-  try {
-    return await act("POST", "classify", { body: form }, waiting);
-  } catch (problem) {
-    if (!explains || problem.kind !== "invalid-fields" || !problem.message.includes("explain")) throw problem;
-    explains = false;
-    return classify(blob, { labels, waitFor, waiting });
-  }
+  return act("POST", "classify", { body: form }, waiting);
 }
 
 /** Say what the picture of a prediction is (`label`) or is not (`not_label`); return the receipt. */
@@ -37,8 +29,7 @@ export async function feedback(predictionId, blob, said, waiting) {
     return await act("POST", "feedback", { json: { prediction_id: predictionId, ...said } }, waiting);
   } catch (problem) {
     // Another replica answered, or it was long ago; but the picture is here.
-    const gone = problem.isMissing || problem.kind === "unknown-prediction";
-    if (!gone || said.label === undefined) throw problem;
+    if (problem.kind !== "unknown-prediction" || said.label === undefined) throw problem;
     return sample(blob, said.label, waiting);
   }
 }

@@ -1,7 +1,7 @@
 /** The hero: a picture, its answer, the right name, and the answer that knows it. */
 
 import { classify, feedback, forget, pictureOf, sample } from "./asking.js";
-import { ask as askPerson } from "./dialogs.js";
+import { ask } from "./dialogs.js";
 import { byId, percent, quoted } from "./dom.js";
 import { showExemplars } from "./exemplars.js";
 import { clearLines, labelOf, showLines } from "./lines.js";
@@ -79,7 +79,7 @@ export function takeBack() {
 
 /** Forget the label of an exemplar, once somebody has seen what that means. */
 async function forgetExemplar({ sample_id: id, label }) {
-  const sure = await askPerson({
+  const sure = await ask({
     title: `Forget this label ${quoted(label)}?`,
     text: "The sample is taken out of what is learnt, exactly, and out of the replay buffer. What "
       + "the adapter has taken from it stays until another one is published.",
@@ -189,9 +189,11 @@ function whatItIs({ predictions, known, version }) {
   return `${quoted(first.label)} with ${percent(first.score)}, says version ${version}.${doubt}`;
 }
 
-/** Return in words what a label did to the answer. */
+/** Return in words what a label did to the answer; null where one was forgotten. */
 function whatChanged({ answer, before }, label, tookMs) {
-  const learnt = `Learnt by version ${answer.version} in ${(tookMs / 1000).toFixed(1)} s`;
+  const by = `by version ${answer.version} in ${(tookMs / 1000).toFixed(1)}\u00a0s`;
+  if (label === null) return `Forgotten ${by}.`;
+  const learnt = `Learnt ${by}`;
   const now = answer.predictions.find((line) => line.label === label);
   if (!now) return `${learnt}.`;
   const was = before.get(label);

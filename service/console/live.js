@@ -16,12 +16,8 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
  */
 export async function follow(on) {
   for (;;) {
-    let askUntil = Date.now() + TRY_STREAM_AGAIN_MS;
-    try {
-      await listen(on);
-    } catch (problem) {
-      if (problem.isMissing) askUntil = Infinity;
-    }
+    await listen(on).catch(() => {}); // no place free, or the line broke: ask meanwhile
+    const askUntil = Date.now() + TRY_STREAM_AGAIN_MS;
     do {
       try {
         const body = await get("learning");

@@ -14,29 +14,17 @@ let open = () => {};
 /** Call `listener` with the prediction that somebody chooses. */
 export const onChosen = (listener) => (open = listener);
 
-/** Fetch and return the least certain predictions; none where the service keeps none. */
+/** Fetch, show and return the least certain predictions. */
 export async function refreshQueue() {
-  try {
-    ({ predictions } = await get(`predictions?order=uncertain&limit=${SHOWN}`));
-  } catch (problem) {
-    if (!problem.isMissing && problem.kind !== "scope-missing") throw problem;
-    return [];
-  }
+  ({ predictions } = await get(`predictions?order=uncertain&limit=${SHOWN}`));
   await fetchPictures();
-  byId("queue").hidden = false;
   draw();
   return predictions;
 }
 
 /** Show which classes the next labels help most, and return what each class's next is worth. */
 export async function refreshSuggestions() {
-  let body;
-  try {
-    body = await get("labelling");
-  } catch (problem) {
-    if (!problem.isMissing && problem.kind !== "scope-missing") throw problem;
-    return new Map();
-  }
+  const body = await get("labelling");
   byId("suggestions").replaceChildren(...body.suggestions.map(({ label, why }) =>
     el("li", {}, el("strong", {}, label), " ", el("span", { class: "quiet" }, why))));
   return new Map(body.classes.map(({ label, expected_gain }) => [label, expected_gain]));

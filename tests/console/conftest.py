@@ -148,9 +148,14 @@ class Opener:
         self.opened: list[Console] = []
 
     def __call__(
-        self, *, size: tuple[int, int] = WIDE, dark: bool = False, touch: bool = False
+        self,
+        *,
+        size: tuple[int, int] = WIDE,
+        dark: bool = False,
+        touch: bool = False,
+        stream: bool = True,
     ) -> Console:
-        """Return the page in a browser profile of its own."""
+        """Return the page in a browser profile of its own; it may find no stream of events."""
         context = self.browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme="dark" if dark else "light",
@@ -160,6 +165,8 @@ class Opener:
         )
         console = Console(context.new_page(), self.url)
         console.watch()
+        if not stream:
+            console.page.route("**/events", lambda route: route.fulfill(status=503))
         console.page.goto(f"{self.url}/console")
         # It has heard from the service, or asks for a key.
         begun = console.page.locator("#connection", has_text="live")
