@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _WATCHING_S = 600.0  # whoever watches sees a restart through
 
+# What the learner leaves for /metrics.
+_ELSEWHERE = {"counts", "disk_bytes", "disk_free_bytes", "reported_at"}
+
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Say its words."""
@@ -53,7 +56,8 @@ def status(client: Client, console: Console) -> int:
     if learning.held:
         rows["held"] = learning.held
     table = Table(show_header=False, box=None)
-    for name, value in (rows | learning.learner).items():
+    figures = {name: value for name, value in learning.learner.items() if name not in _ELSEWHERE}
+    for name, value in (rows | figures).items():
         table.add_row(name.replace("_", " "), Text(str(value)))
     console.print(table)
     return 0 if ready else EXIT_FAILED

@@ -99,6 +99,8 @@ class Launcher:
                 f"the log is at {without_password(self.settings.redis_url)}; name the directory of "
                 "that server with --log"
             )
+        if target.exists():
+            raise SettingsError(f"{target} is there already; give a directory of its own")
         embedded = self.data_dir / "redis"
         words = [target.resolve(), log_dir or embedded, serving_dir or self.data_dir]
         redis_url = self.settings.redis_url or f"unix://{embedded}/redis.sock"

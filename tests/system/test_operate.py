@@ -112,7 +112,7 @@ class Everlens:
     def ask(self, **fields: Any) -> dict[str, Any]:
         """Return the answer on a picture, without its random id."""
         image = {"image": self.photos["cup"]}
-        response = httpx.post(f"{self.url}/classify", data=fields, files=image, timeout=60)
+        response = httpx.post(f"{self.url}/classify", data=fields, files=image, timeout=READY_S)
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         del answer["prediction_id"]
@@ -132,6 +132,7 @@ def run(data_dir: Path, **settings: str) -> Iterator[Everlens]:
     """Give an `everlens up` that is ready."""
     port = free_port()
     environment = clean_environment(data_dir=str(data_dir), port=str(port), **settings)
+    environment["EVERLENS_WAIT_S"] = str(READY_S)  # also on a loaded machine
     # So that the test need not wait for the collector's share of a span.
     environment["OTEL_BSP_SCHEDULE_DELAY"] = "100"
     with started(everlens_up(), environment, data_dir.with_suffix(".log")) as launcher:
@@ -245,7 +246,7 @@ def test_a_backup_made_while_it_runs_goes_on_elsewhere(everlens: Everlens, room:
         everlens.teach("cat", f"meanwhile-{number}")
         everlens.ask(wait_for=f"meanwhile-{number}")
         time.sleep(0.3)
-    said, _ = backup.communicate(timeout=60)
+    said, _ = backup.communicate(timeout=READY_S)
     assert backup.returncode == 0
     about = json.loads((room / "copy" / "backup.json").read_text(encoding="utf-8"))
     assert f"through entry {about['admitted']}" in said

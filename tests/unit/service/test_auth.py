@@ -139,6 +139,7 @@ async def test_no_route_takes_a_bad_key(started: Start, settings: Settings, path
     async with started(settings) as api:
         for shown in (lost, expired, *forged):
             for headers in (bearer(shown), {"X-API-Key": shown}):
+                headers["X-Request-Id"] = "same"
                 response = await from_elsewhere(api, *route, headers=headers)
                 problem(response, 401, "unknown-key")
                 answers.add((response.content, str(response.headers)))
