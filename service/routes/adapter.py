@@ -6,7 +6,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
@@ -22,6 +22,7 @@ from service.schemas import INTEGER_MAX
 
 router = APIRouter(tags=["versions"])
 
+_FROZEN: dict[str, Any] = {"the frozen model": {"value": 0, "x-status": 404}}
 _README = """\
 The adapter of version {version} of an everlens, for the base model {model}.
 
@@ -53,7 +54,10 @@ The change of the output projection of attention lies here as it is. peft up to 
 )
 async def get_adapter(
     request: Request,
-    version: Annotated[int, Path(ge=0, le=INTEGER_MAX, description="Of GET /versions.")],
+    version: Annotated[
+        int,
+        Path(ge=0, le=INTEGER_MAX, description="Of GET /versions.", openapi_examples=_FROZEN),
+    ],
     *,
     whole: Annotated[
         bool, Query(description="For a `peft` that adds attention's output projection once.")

@@ -53,7 +53,10 @@ OUTPUTS = {"label": "BYTES", "score": "FP32", "samples": "INT64", "prediction_id
 _OVERSHOOT = 32
 
 ModelName = Annotated[str, Path(examples=[NAME])]
-Version = Annotated[int, Path(ge=0, le=INTEGER_MAX, description="Of GET /versions; 0 is frozen.")]
+Version = Annotated[
+    int,
+    Path(ge=0, le=INTEGER_MAX, description="Of GET /versions; 0 is frozen.", examples=[0]),
+]
 
 
 @router.get(
@@ -304,7 +307,7 @@ def files_of(pixels: Array, spec: PixelSpec) -> list[bytes]:
 
 def _png(picture: Array) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    Image.fromarray(picture).save(file, "PNG", compress_level=0)
     return file.getvalue()
 
 

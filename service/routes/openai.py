@@ -32,6 +32,7 @@ from service.schemas import EXAMPLE_IMAGE, NAME_LENGTH_MAX, image_bytes
 router = APIRouter(tags=["neighbours"])
 
 _DATA = "data:"
+_ANOTHER: dict[str, Any] = {"another": {"value": "text-embedding-3-small", "x-status": 404}}
 _EXAMPLE = {"input": ["a heron", f"data:image/png;base64,{EXAMPLE_IMAGE}"]}
 
 
@@ -164,7 +165,7 @@ async def get_models(request: Request) -> Response:
     responses={200: {"model": ModelOut}, **openapi.problems(404, 503)},
 )
 async def get_model(
-    request: Request, model: Annotated[str, Path(examples=["starter"])]
+    request: Request, model: Annotated[str, Path(openapi_examples=_ANOTHER)]
 ) -> Response:
     """The model that the vectors are of, if that is its name."""
     name = service_of(request).loaded().backbone.name
