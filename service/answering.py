@@ -135,9 +135,16 @@ def _check_count(labels: Any, labels_max: int, index: int | None = None) -> None
         )
 
 
-async def classify(service: Service, model: Model, questions: Questions) -> list[dict[str, Any]]:
+async def classify(
+    service: Service, model: Model, questions: Questions, *, shows: bool = False
+) -> list[dict[str, Any]]:
     """
     Return the answers in the order of the questions.
+
+    Args:
+        service, model: who answers.
+        questions: of one request.
+        shows: whether an explanation may show the pictures that others labelled.
 
     Raises:
         Problem: one of them cannot be answered; then none is.
@@ -152,7 +159,7 @@ async def classify(service: Service, model: Model, questions: Questions) -> list
         for question, picture in zip(questions.items, pixels, strict=True)
     ]
     answers = await model.batcher.ask(queries)
-    reasons = await explanations(service.asking, answers)
+    reasons = await explanations(service.asking if shows else None, answers)
     return [
         _rendered(answer, model.backbone.name, reason)
         for answer, reason in zip(answers, reasons, strict=True)
@@ -163,7 +170,8 @@ async def answered(
     service: Service, model: Model, questions: Questions, caller: Caller
 ) -> list[dict[str, Any]]:
     """Return the answers, kept for whoever corrects them; raises as `classify` does."""
-    answers = await classify(service, model, questions)
+    # The pictures are what `GET /samples/{id}/image` shows, and need what that needs.
+    answers = await classify(service, model, questions, shows="read" in caller.scopes)
     for question, answer in zip(questions.items, answers, strict=True):
         service.predictions.keep(caller.id, question.image, answer)
     return answers

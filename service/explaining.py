@@ -18,27 +18,44 @@ EXPLAINED_MAX = 8
 _NOTHING_KEPT = "the learner's replay buffer holds no picture yet; POST labelled ones to /samples"
 
 
-async def explanations(asking: Asking, answers: Sequence[Answer]) -> list[dict[str, Any] | None]:
-    """Return why each query was answered so; None for those that did not ask."""
+_NOT_SHOWN = "the labelled pictures are shown to a key with the scope `read`"
+
+
+async def explanations(
+    asking: Asking | None, answers: Sequence[Answer]
+) -> list[dict[str, Any] | None]:
+    """
+    Return why each query was answered so; None for those that did not ask.
+
+    Args:
+        asking: the way to the learner; None for somebody who may not see its pictures.
+        answers: to the queries.
+    """
     return await asyncio.gather(*(_explained(asking, answer) for answer in answers))
 
 
-async def _explained(asking: Asking, answer: Answer) -> dict[str, Any] | None:
+async def _explained(asking: Asking | None, answer: Answer) -> dict[str, Any] | None:
     if answer.explanation is None:
         return None
-    exemplars: list[dict[str, Any]] | None = None
-    note: str | None = None
-    try:
-        shown = await asking.nearest(answer.explanation.feature)
-        exemplars = [_exemplar(exhibit) for exhibit in shown]
-        note = None if exemplars else _NOTHING_KEPT
-    except LearnerSilent as error:
-        note = str(error)
+    exemplars, note = await _nearest(asking, answer.explanation.feature)
     experts = [
         {"label": line.label, **_rounded(shares)}
         for line, shares in zip(answer.ranked, answer.explanation.shares, strict=True)
     ]
     return {"experts": experts, "exemplars": exemplars, "note": note}
+
+
+async def _nearest(
+    asking: Asking | None, feature: bytes
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """Return the nearest labelled pictures, and why there are none."""
+    if asking is None:
+        return None, _NOT_SHOWN
+    try:
+        shown = await asking.nearest(feature)
+    except LearnerSilent as error:
+        return None, str(error)
+    return [_exemplar(exhibit) for exhibit in shown], None if shown else _NOTHING_KEPT
 
 
 def _exemplar(exhibit: Exhibit) -> dict[str, Any]:

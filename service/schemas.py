@@ -214,7 +214,8 @@ class ExplanationOut(_Strict):
     experts: list[SharesOut] = Field(description="In the order of the predictions.")
     exemplars: list[ExemplarOut] | None = Field(
         max_length=EXHIBITS_MAX,
-        description="The nearest first, as the learner keeps them now; null where it is silent.",
+        description="The nearest first, as the learner keeps them now; null where it is silent, or "
+        "the key may not `read`.",
     )
     note: str | None = Field(description="Why there are none.")
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ import torch
 from everlens.bus.connect import connect
 from everlens.bus.exhibits import Answering
 from everlens.exhibits import Exhibit, Question
+from everlens.keys import add_key
 from everlens.model.fusion import expert_shares
+from everlens.settings import Settings
 from service.explaining import EXPLAINED_MAX
 from service.schemas import AnswerOut
 from tests.unit.service.api import Api, as_text, pixels_of
+from tests.unit.service.conftest import Start
 
 pytestmark = pytest.mark.anyio
 
@@ -131,6 +135,32 @@ async def test_without_the_learner_the_answer_comes_with_a_note(api: Api, photos
         answer = (await api.ask(photos["cat"], labels=LABELS, explain=True)).json()
     assert answer["explanation"]["exemplars"] == []
     assert "holds no picture yet" in answer["explanation"]["note"]
+
+
+async def test_labelled_pictures_are_shown_to_who_may_read_them(
+    started: Start, settings: Settings, photos
+):
+    """A key that may only classify gets the shares, and is told which key sees more."""
+    keys = {
+        scope: add_key(
+            settings.keys_path, scope, now=datetime.now(UTC), scopes=("classify", scope)
+        )[1]
+        for scope in ("read", "learn")
+    }
+    async with started(settings) as api:
+        kept = [Exhibit("first", "cat", 1.0, photos["cat"])]
+        query = {"image": as_text(photos["cat"]), "labels": LABELS, "explain": True}
+        answers = {}
+        with learner(api, lambda _: kept) as heard:
+            for scope, token in keys.items():
+                shown = {"Authorization": f"Bearer {token}"}
+                response = await api.client.post("/classify", json=query, headers=shown)
+                answers[scope] = response.json()["explanation"]
+        assert [each["sample_id"] for each in answers["read"]["exemplars"]] == ["first"]
+        assert answers["learn"]["exemplars"] is None
+        assert "scope `read`" in answers["learn"]["note"]
+        assert answers["learn"]["experts"] == answers["read"]["experts"]
+        assert len(heard) == 1
 
 
 async def test_a_request_explains_only_so_many(api: Api, photos):
