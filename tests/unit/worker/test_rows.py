@@ -48,6 +48,18 @@ def test_what_was_written_is_verified(rows: Rows, path: Path) -> None:
     again.close()
 
 
+def test_nothing_of_a_deleted_row_lies_on_in_the_file(rows: Rows, path: Path) -> None:
+    """Its bytes are overwritten, and the others stay; nobody asks how SQLite was built."""
+    assert rows.db.execute("PRAGMA secure_delete").fetchone() == (1,)
+    with rows.transaction():
+        rows.delete("birds", [7])
+    rows.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    assert b"bird 8" in content
+    assert b"bird 7" not in content
+    assert bytes([7]) * 100 not in content
+
+
 def test_emptied_table_counts_nothing(rows: Rows) -> None:
     """A cleared table has the tally of one that never held a row."""
     rows.clear("birds")
