@@ -214,8 +214,10 @@ def _methods(app: FastAPI, request: Request) -> list[str]:
         )
     ]
     fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    methods = {method for route in fitting for method in getattr(route, "methods", ())}
-    return sorted(methods)
+    # Of the first template that fits: a sample's id may have slashes, and its picture's path is one.
+    path = getattr(next(fitting, None), "path", None)
+    alike = (route for route in routes if getattr(route, "path", None) == path)
+    return sorted({method for route in alike for method in getattr(route, "methods", ())})
 
 
 def install(app: FastAPI) -> None:

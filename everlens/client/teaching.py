@@ -258,9 +258,10 @@ def sample(sample: str | Receipt) -> Plan[SampleState]:
 
 def wait(sample: str | Receipt, *, within_s: float = 60.0) -> Plan[SampleState]:
     """
-    Return when a sample was learnt, or is dead.
+    Return when a sample was learnt and answers know it, or when it is dead.
 
-    The service takes a version up a moment later; `classify(..., wait_for=...)` waits for that too.
+    Behind a load balancer another replica may be a moment behind, and where a version is pinned it
+    goes on answering: `classify(..., wait_for=...)` asks for an answer that knows the sample.
 
     Raises:
         ApiError: 404 when it is not known, 504 when it took longer than `within_s`.
@@ -269,12 +270,19 @@ def wait(sample: str | Receipt, *, within_s: float = 60.0) -> Plan[SampleState]:
     pause_s = _POLL_S
     while True:
         state = read(SampleState, (yield from ask("GET", _path(sample))))
-        if state.status != "accepted":
+        if state.status != "accepted" and (state.version is None or (yield from _serves(state))):
             return state
         if time.monotonic() > deadline:
             raise ApiError(504, "Not learnt in time", f"{state.id} waits since {within_s:g} s")
         yield Pause(pause_s)
         pause_s = min(1.5 * pause_s, _POLL_S_MAX)
+
+
+def _serves(state: SampleState) -> Plan[bool]:
+    """Return whether the service answers with the sample's version, or a later or pinned one."""
+    assert state.version is not None
+    now = yield from learning()
+    return now.pinned is not None or now.version >= state.version
 
 
 def _path(sample: str | Receipt | SampleState) -> str:

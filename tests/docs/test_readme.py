@@ -38,7 +38,7 @@ def python_example(place: Path, port: int) -> str:
     Image.fromarray(data.coffee()).save(place / "heron.jpg")
     code = source[1].replace("Client()", f'Client("http://127.0.0.1:{port}")')
     (place / "example.py").write_text(code, encoding="utf-8")
-    return f"PYTHONPATH={ROOT} {sys.executable} example.py"
+    return f"PYTHONPATH={ROOT} .venv/bin/python example.py"
 
 
 @pytest.mark.system

@@ -253,6 +253,27 @@ def test_wait_ends_when_the_sample_is_learnt_or_dead() -> None:
     assert course.paths == ["GET /samples/a%2Fb"] * 2
 
 
+def test_wait_ends_when_answers_know_the_sample() -> None:
+    """A version is published a moment before the service answers with it."""
+    learnt = {"id": "x", "seq": 1, "status": "learnt", "version": 7}
+    waits = {"entries": 0, "bytes": 0}
+    serving = {
+        "learned_through": 1,
+        "accepted_through": 1,
+        "backlog": waits,
+        "paused": None,
+        "pinned": None,
+        "learner": {},
+        "version": 6,
+    }
+
+    for now in (serving | {"version": 7}, serving | {"pinned": 2}):
+        answers = (learnt, serving, learnt, now)
+        course = Course(teaching.wait("x"), *map(said, answers))
+        assert course.result.version == 7
+        assert course.paths == ["GET /samples/x", "GET /learning"] * 2
+
+
 def test_wait_gives_up() -> None:
     """A sample that is not learnt in time is an error with status 504."""
     with pytest.raises(ApiError) as late:
