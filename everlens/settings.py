@@ -171,7 +171,9 @@ class Settings(BaseSettings):
 
     # Label Studio
     label_studio_url: str = Field(
-        "", description="Of the one whose pictures are fetched; empty: they come as data URIs."
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Of the one whose pictures are fetched; empty: they come as data URIs.",
     )
     label_studio_token: str = Field(
         "", repr=False, description="Of one of its users, personal or legacy: to fetch pictures."

@@ -46,7 +46,7 @@ from service.present import learning
 from service.probe import warm_up
 from service.problems import Problem
 from service.serving import Serving
-from service.task_pictures import TaskPictures
+from service.task_pictures import Studio, TaskPictures
 
 _POLL_S = 1.0
 _BUILDERS_NICENESS = 10
@@ -104,9 +104,7 @@ class Service:
             self.metrics,
             decoders=settings.decoders or None,
         )
-        self.task_pictures = TaskPictures(
-            settings.label_studio_url, settings.label_studio_token, settings.max_image_bytes
-        )
+        self.task_pictures = TaskPictures(_studio(settings))
         self.predictions = Predictions(settings.keep_predictions_bytes)
         self.model: Model | None = None
         self.failure: EverlensError | None = None
@@ -221,6 +219,11 @@ class Service:
                 "not-ready", "the newest version is being fetched; try again", retry_after_s=2
             )
         return model
+
+
+def _studio(settings: Settings) -> Studio | None:
+    url, token = settings.label_studio_url, settings.label_studio_token
+    return Studio(url, token, settings.max_image_bytes) if url else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

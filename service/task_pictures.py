@@ -32,23 +32,16 @@ class TaskPictures:
     Reads the pictures that tasks name.
 
     Args:
-        url: of Label Studio; empty takes data URIs alone.
-        token: of one of its users; an access token, or the personal one that makes them.
-        bytes_max: of one picture.
+        studio: where those are fetched that are no data URIs; None refuses them.
     """
 
-    def __init__(self, url: str, token: str, bytes_max: int) -> None:
-        self.base = httpx.URL(url.rstrip("/") + "/") if url else None
-        self.token = token
-        self.bytes_max = bytes_max
-        self._places = asyncio.Semaphore(_FETCHES_MAX)
-        self._access = ("", float("-inf"))  # a token, and until when it is good
-        # No proxy of the environment, and no redirect: it would lead elsewhere.
-        self._client = httpx.AsyncClient(timeout=_FETCH_S, follow_redirects=False, trust_env=False)
+    def __init__(self, studio: Studio | None) -> None:
+        self.studio = studio
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        if self.studio is not None:
+            await self.studio.close()
 
     async def read(self, reference: object) -> bytes:
         """
@@ -64,6 +57,44 @@ class TaskPictures:
                 return image_bytes(reference)
             except ValueError as error:
                 raise NoPicture(str(error)) from error
+        if self.studio is None:
+            raise NoPicture(
+                "the picture is an address; set EVERLENS_LABEL_STUDIO_URL to have those of one "
+                "Label Studio fetched, or import pictures as data URIs"
+            )
+        return await self.studio.fetch(reference)
+
+
+class Studio:
+    """
+    One Label Studio, as far as it gives pictures.
+
+    Args:
+        url: its address.
+        token: of one of its users: an access token, or the personal one that makes them.
+        bytes_max: of one picture.
+    """
+
+    def __init__(self, url: str, token: str, bytes_max: int) -> None:
+        self.base = httpx.URL(url.rstrip("/") + "/")
+        self.token = token
+        self.bytes_max = bytes_max
+        self._places = asyncio.Semaphore(_FETCHES_MAX)
+        self._access = ("", float("-inf"))  # a token, and until when it is good
+        # No proxy of the environment, and no redirect: it would lead elsewhere.
+        self._client = httpx.AsyncClient(timeout=_FETCH_S, follow_redirects=False, trust_env=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def fetch(self, reference: str) -> bytes:
+        """
+        Return the picture at an address of this Label Studio, whole or a path.
+
+        Raises:
+            NoPicture: the address is another's, or nothing is given for it.
+        """
         url = self._address(reference)
         async with self._places:
             try:
@@ -73,23 +104,13 @@ class TaskPictures:
                 raise NoPicture(f"Label Studio does not give {url.path}: {error!r}") from error
 
     def _address(self, reference: str) -> httpx.URL:
-        if self.base is None:
-            raise NoPicture(
-                "the picture is an address; set EVERLENS_LABEL_STUDIO_URL to have those of one "
-                "Label Studio fetched, or import pictures as data URIs"
-            )
         try:
             url = self.base.join(reference)
         except (httpx.InvalidURL, ValueError) as error:
             raise NoPicture("the picture's address cannot be read") from error
         path = unquote(url.path)
-        there = (url.scheme, url.host, url.port) == (
-            self.base.scheme,
-            self.base.host,
-            self.base.port,
-        )
         below = path.startswith(tuple(self.base.path + kind for kind in _PATHS))
-        if url.userinfo or not (there and below) or "\\" in path or "/../" in path:
+        if url.userinfo or _place(url) != _place(self.base) or not below or _climbs(path):
             raise NoPicture(
                 f"the picture is not at {self.base}, the Label Studio of EVERLENS_LABEL_STUDIO_URL; "
                 "import it there as a file"
@@ -97,24 +118,19 @@ class TaskPictures:
         return url
 
     async def _fetched(self, url: httpx.URL) -> bytes:
-        headers = await self._authorization()
+        # As it is: packed, a few bytes may be many.
+        headers = {"Accept-Encoding": "identity"} | await self._authorization()
         async with self._client.stream("GET", url, headers=headers) as answer:
             if answer.status_code != httpx.codes.OK:
-                raise NoPicture(
-                    f"Label Studio answers {answer.status_code} for {url.path}; check "
-                    "EVERLENS_LABEL_STUDIO_TOKEN"
-                    if answer.status_code in {401, 403, 404}
-                    else f"Label Studio answers {answer.status_code} for {url.path}"
-                )
-            return await self._body(answer)
-
-    async def _body(self, answer: httpx.Response) -> bytes:
-        content = bytearray()
-        async for piece in answer.aiter_bytes():
-            content += piece
-            if len(content) > self.bytes_max:
-                raise NoPicture(f"the picture has more than {self.bytes_max} bytes")
-        return bytes(content)
+                denied = answer.status_code in {401, 403, 404}
+                advice = "; check EVERLENS_LABEL_STUDIO_TOKEN" if denied else ""
+                raise NoPicture(f"Label Studio answers {answer.status_code} for {url.path}{advice}")
+            content = bytearray()
+            async for piece in answer.aiter_raw():
+                content += piece
+                if len(content) > self.bytes_max:
+                    raise NoPicture(f"the picture has more than {self.bytes_max} bytes")
+            return bytes(content)
 
     async def _authorization(self) -> dict[str, str]:
         """Return who we are: an access token as it is, one of a personal token, or nobody."""
@@ -127,7 +143,6 @@ class TaskPictures:
         return {"Authorization": f"Bearer {self._access[0]}"}
 
     async def _new_access(self) -> str:
-        assert self.base is not None
         url = self.base.join("api/token/refresh")
         answer = await self._client.post(url, json={"refresh": self.token})
         try:
@@ -138,3 +153,12 @@ class TaskPictures:
                 "make a new personal access token there"
             ) from error
         return str(access)
+
+
+def _place(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _climbs(path: str) -> bool:
+    """Return whether a path, as any server may read it, leads out of the folder it begins with."""
+    return "\\" in path or "/../" in path or path.endswith("/..")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from everlens.errors import PartError
-from everlens.model.backbone import Backbone
+from everlens.model.backbone import STARTER, Backbone
 from everlens.model.parts import check_manifest, decode_adapter
 from everlens.model.peft_format import peft_files
 from service import openapi
@@ -26,7 +26,7 @@ _FROZEN: dict[str, Any] = {"the frozen model": {"value": 0, "x-status": 404}}
 _README = """\
 The adapter of version {version} of an everlens, for the base model {model}.
 
-    model = open_clip.create_model(...)  # the very same base model
+    model = {made}  # the very same base model
     model = peft.PeftModel.from_pretrained(model, "this folder")
 
 It bends the features of the model. What everlens knows beside it, the closed form on labelled
@@ -34,6 +34,9 @@ samples and the weights of its experts, is not in here.
 
 {about}
 """
+_STARTER_MADE = (
+    'nn.ModuleDict({"image_tower": starter.image_tower, "text_tower": starter.text_tower})'
+)
 _HALVED = """\
 peft up to 0.21.2 adds the change of the output projection of attention twice
 (huggingface/peft#3774), so it lies here at half its size. For a peft that adds it once, download it
@@ -92,7 +95,8 @@ async def get_adapter(
 def _archive(backbone: Backbone, part: bytes, version: int, *, whole: bool) -> bytes:
     tensors, spec = decode_adapter(part)
     about = _WHOLE if whole else _HALVED
-    text = _README.format(version=version, model=backbone.name, about=about)
+    made = _STARTER_MADE if backbone.name == STARTER else "open_clip.create_model(...)"
+    text = _README.format(version=version, model=backbone.name, made=made, about=about)
     files = peft_files(backbone, tensors, spec, added_twice=not whole)
     return _zipped(files | {"README.md": text.encode()})
 

@@ -30,7 +30,7 @@ from service.label_studio_schemas import (
     WebhookOut,
 )
 from service.labelling_config import LabellingConfig, read_config
-from service.problems import Problem, fields_problem
+from service.problems import Problem, field_problem, fields_problem
 from service.rendering import answer
 from service.schemas import EXAMPLE_IMAGE, FieldErrors, QueryFields, validated
 
@@ -92,7 +92,7 @@ async def post_predict(request: Request) -> Response:
     model = service.ready()
     asked = await body.json_as(request, PredictIn)
     config = read_config(asked.label_config, "label_config")
-    fields = _fields(config)
+    fields = _fields(config, service.settings.max_labels_per_request)
     places = asyncio.Semaphore(_TASKS_AT_ONCE)
 
     async def predicted(task: TaskIn) -> dict[str, Any] | Problem:
@@ -147,7 +147,10 @@ def _version(number: int) -> str:
     return f"everlens-{number}"
 
 
-def _fields(config: LabellingConfig) -> QueryFields:
+def _fields(config: LabellingConfig, labels_max: int) -> QueryFields:
+    if len(config.names) > labels_max:
+        message = f"has {len(config.names)} choices; at most {labels_max} are taken"
+        raise field_problem("label_config", message)
     try:
         return validated(QueryFields, {"labels": list(config.names) or None, "top": 1})
     except FieldErrors as error:

@@ -210,3 +210,16 @@ def test_a_project_that_chooses_no_name_is_refused(studio: LabelStudio) -> None:
     with pytest.raises(requests.HTTPError) as refused:
         studio.post("setup", {**RECORDED["setup"], "schema": schema}, SETUP_S)
     assert "template for image classification" in detail(refused)
+
+
+def test_a_project_with_too_many_choices_is_refused(studio: LabelStudio) -> None:
+    """Each would be read by the text tower."""
+    choices = "".join(f'<Choice value="{number}"/>' for number in range(1001))
+    config = (
+        '<View><Image name="image" value="$image"/>'
+        f'<Choices name="choice" toName="image">{choices}</Choices></View>'
+    )
+    asked = {**RECORDED["predict"], "label_config": config}
+    with pytest.raises(requests.HTTPError) as refused:
+        studio.post("predict", asked, PREDICT_S)
+    assert "at most 1000 are taken" in detail(refused)

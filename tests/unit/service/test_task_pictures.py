@@ -6,11 +6,11 @@ import base64
 import http.server
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from service.task_pictures import NoPicture, TaskPictures
+from service.task_pictures import NoPicture, Studio, TaskPictures
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +19,7 @@ PERSONAL = "eyJhbGciOi.eyJ0b2tlbl90.c2lnbmF0dXJl"
 PICTURE = b"\xff\xd8 a picture"
 
 
-class Studio(http.server.BaseHTTPRequestHandler):
+class Server(http.server.BaseHTTPRequestHandler):
     """What of Label Studio gives pictures: by token, and some by a redirect to elsewhere."""
 
     asked: list[tuple[str, str]]
@@ -55,23 +55,20 @@ class Studio(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def studio() -> Iterator[tuple[str, type[Studio]]]:
+def studio() -> Iterator[tuple[str, type[Server]]]:
     """Its address, and what it was asked."""
-    Studio.asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Studio)
+    Server.asked = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     serving = threading.Thread(target=server.serve_forever)
     serving.start()
-    yield f"http://127.0.0.1:{server.server_port}", Studio
+    yield f"http://127.0.0.1:{server.server_port}", Server
     server.shutdown()
     serving.join()
     server.server_close()
 
 
-Read = Callable[..., object]
-
-
 async def read(url: str, reference: object, token: str = TOKEN) -> bytes:
-    pictures = TaskPictures(url, token, bytes_max=1000)
+    pictures = TaskPictures(Studio(url, token, bytes_max=1000) if url else None)
     try:
         return await pictures.read(reference)
     finally:
@@ -89,14 +86,14 @@ async def test_what_lies_there_is_fetched(studio, token: str):
     url, asked = studio
     assert PICTURE == await read(url, "/data/upload/1/cat.jpg", token)
     assert PICTURE == await read(url, f"{url}/tasks/3/resolve/?fileuri=czM6Ly8=", token)
-    assert ("/tasks/3/resolve/?fileuri=czM6Ly8=") == asked.asked[-1][0]
+    assert "/tasks/3/resolve/?fileuri=czM6Ly8=" == asked.asked[-1][0]
 
 
 async def test_access_is_asked_for_once_in_a_while(studio):
     """A personal token makes an access token that is good for several pictures."""
     url, asked = studio
     asked.asked.clear()
-    pictures = TaskPictures(url, PERSONAL, bytes_max=1000)
+    pictures = TaskPictures(Studio(url, PERSONAL, bytes_max=1000))
     for _ in range(3):
         await pictures.read("/data/upload/1/cat.jpg")
     await pictures.close()
@@ -118,6 +115,9 @@ async def test_access_is_asked_for_once_in_a_while(studio):
         "/data/..%2fapi/projects",
         "\\\\example.com\\data\\cat.jpg",
         "/data\\..\\api",
+        "/data/%252e%252e/../../api",
+        "/data/..",
+        "/data/%2e%2e",
         "file:///etc/passwd",
         "s3://bucket/data/cat.jpg",
         "http://[::1/data/cat.jpg",
