@@ -67,6 +67,8 @@ class Model:
 
     async def first_unfit(self, names: list[str]) -> int | None:
         """Return the index of the first name that is too long for the text tower, or None."""
+        if self.names.all_fit(names):  # else who only teaches would wait for those who ask
+            return None
         return await self.batcher.call(lambda: self.names.first_unfit(names))
 
 

@@ -1,18 +1,23 @@
 """
 The pool that has clients' pictures decoded, so that none of them stalls or ends the service. ①
 
-A picture goes to a decoder, a child of ours; a thread waits for it and brings the pixels to the
-model's size, which only reads an array. Large pictures are never in all decoders at once: however
-many of them come, one decoder is left for the others.
+A picture goes to a decoder, a child of ours; a thread waits for it, brings the pixels to the
+model's size, which only reads an array, and makes of them what the caller wants. Pictures of a list
+share a turn of a decoder, since a change of threads costs a tenth of what is done for one; no more
+lists have a turn at once, or wait for one, than there are decoders. Large pictures are never in all
+decoders at once: however many of them come, one decoder is left for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
+from typing import TypeVar
 
 from everlens.errors import ImageError
 from everlens.pixels import Pixels, PixelSpec
@@ -23,6 +28,11 @@ from service.problems import Problem
 from service.resizing import SCALED_DECODE_FACTOR, to_size
 
 WAIT_S = 10.0
+# Some seven small photographs. Who comes with one picture waits for no more of a list than that.
+TURN_S = 0.01
+
+Made = TypeVar("Made")
+Done = TypeVar("Done")
 
 
 class DecodingPool:
@@ -35,6 +45,7 @@ class DecodingPool:
         decoders: how many children; None takes one a core, but two to eight.
         wait_s: how long a picture waits for a decoder.
         picture_s: how long it may take.
+        turn_s: how long after its beginning a list's turn takes another picture.
     """
 
     def __init__(
@@ -45,10 +56,12 @@ class DecodingPool:
         decoders: int | None = None,
         wait_s: float = WAIT_S,
         picture_s: float = PICTURE_S,
+        turn_s: float = TURN_S,
     ) -> None:
         count = decoders or min(8, max(2, len(os.sched_getaffinity(0))))
         self.limits = limits
         self.wait_s = wait_s
+        self.turn_s = turn_s
         self.decoders = [
             Decoder(limits, metrics.decoder_restarts, picture_s=picture_s) for _ in range(count)
         ]
@@ -56,6 +69,7 @@ class DecodingPool:
         self._free = list(self.decoders)
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="decode")
         self._places = asyncio.Semaphore(count)
+        self._list_places = asyncio.Semaphore(count)
         self._large_places = asyncio.Semaphore(max(1, count - 1))
 
     def start(self) -> None:
@@ -81,16 +95,46 @@ class DecodingPool:
                 moves, takes too long or ends its decoder.
             Problem: 503 when no decoder was free for `wait_s`, or none can be started.
         """
-        self.limits.check_file(content)
-        with self._seconds.time():
-            return await self._read(content, spec)
+        (outcome,) = await self.make([content], spec, lambda _, pixels: pixels)
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
 
-    async def _read(self, content: bytes, spec: PixelSpec) -> Pixels:
-        pixels = await self._turn(content, spec, self._places)
-        if pixels is None:
-            pixels = await self._turn(content, spec, self._large_places, self._places)
-            assert pixels is not None
-        return pixels
+    async def make(
+        self, contents: Sequence[bytes], spec: PixelSpec, made: Callable[[int, Pixels], Made]
+    ) -> list[Made | ImageError]:
+        """
+        Return what becomes of the first pictures of a list: one, or as many as a turn has time for.
+
+        Args:
+            contents: the files; not empty.
+            spec: what the model takes.
+            made: makes something of an index in `contents` and the pixels as `read` returns them;
+                called in the decoder's thread.
+
+        Raises:
+            Problem: as `read`.
+        """
+
+        def turn(decoder: Decoder, *, large: bool) -> list[Made | ImageError | Large]:
+            outcomes: list[Made | ImageError | Large] = []
+            until = time.monotonic() + self.turn_s
+            for index, content in enumerate(contents):
+                try:
+                    with self._seconds.time():
+                        pixels = _read(decoder, content, spec, large=large)
+                    outcomes.append(pixels if isinstance(pixels, Large) else made(index, pixels))
+                except ImageError as error:
+                    outcomes.append(error)
+                if large or isinstance(outcomes[-1], Large) or time.monotonic() >= until:
+                    break
+            return outcomes
+
+        lists = [self._list_places] if len(contents) > 1 else []
+        outcomes = await self._turn(partial(turn, large=False), *lists, self._places)
+        if isinstance(outcomes[0], Large):
+            outcomes = await self._turn(partial(turn, large=True), self._large_places, self._places)
+        return [outcome for outcome in outcomes if not isinstance(outcome, Large)]
 
     def close(self) -> None:
         """End the children; pictures that are under way are refused."""
@@ -100,26 +144,22 @@ class DecodingPool:
         for decoder in self.decoders:
             decoder.close()
 
-    async def _turn(
-        self, content: bytes, spec: PixelSpec, *places: asyncio.Semaphore
-    ) -> Pixels | None:
-        """Return the pixels, or None for a large picture that holds no place for large ones."""
+    async def _turn(self, work: Callable[[Decoder], Done], *places: asyncio.Semaphore) -> Done:
+        """Return what comes of some work with a decoder, which holds these places meanwhile."""
         await self._take(places)
         decoder = min(self._free, key=lambda free: free.failures)
         self._free.remove(decoder)
 
-        def give_back(done: asyncio.Future[Pixels | None]) -> None:
+        def give_back(done: asyncio.Future[Done]) -> None:
             if not done.cancelled():
                 done.exception()  # looked at: the client may have left, nobody else will
             self._free.append(decoder)
             for place in places:
                 place.release()
 
-        large = self._large_places in places
         # Shielded, since the decoder goes on when the client has left: its place stays taken.
         running = asyncio.get_running_loop().run_in_executor(
-            self._executor,
-            partial(copy_context().run, _read, decoder, content, spec, large=large),
+            self._executor, copy_context().run, work, decoder
         )
         running.add_done_callback(give_back)
         return await asyncio.shield(running)
@@ -141,12 +181,14 @@ class DecodingPool:
             raise
 
 
-def _read(decoder: Decoder, content: bytes, spec: PixelSpec, *, large: bool) -> Pixels | None:
+def _read(decoder: Decoder, content: bytes, spec: PixelSpec, *, large: bool) -> Pixels | Large:
+    """Return the pixels, or that the picture has to wait for a place among the large ones."""
+    decoder.limits.check_file(content)
     try:
         reply = decoder.decode(content, SCALED_DECODE_FACTOR * spec.size, large=large)
         match reply:
             case Large():
-                return None
+                return reply
             case Declined():
                 raise ImageError(reply.message, status=reply.status)
         return to_size(decoder.pixels(reply), reply.orientation, spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ KEPT = 10_000
 
 
 class NameVectors:
-    """Computes each name's vector once; used on the model thread alone."""
+    """Computes each name's vector once; used on the model thread alone, but for `all_fit`."""
 
     def __init__(self, backbone: Backbone, kept: int = KEPT) -> None:
         self.backbone = backbone
@@ -37,6 +37,10 @@ class NameVectors:
         while len(self._vectors) > self.kept:
             self._vectors.popitem(last=False)
         return found
+
+    def all_fit(self, names: Iterable[str]) -> bool:
+        """Return whether all are known to fit the text tower; may be asked from any thread."""
+        return all(map(self._fitting.get, names))
 
     def first_unfit(self, names: list[str]) -> int | None:
         """Return the index of the first name that the text tower would cut, or None."""

@@ -6,8 +6,10 @@ import base64
 import binascii
 import re
 from collections import Counter
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
+import pybase64
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from everlens.exhibits import EXHIBITS_MAX
@@ -411,6 +413,10 @@ def image_bytes(image: str) -> bytes:
     if head is None and image[:5].lower() == "data:":
         raise ValueError("the data URI is not base64; write data:image/jpeg;base64,…")
     text = image[head.end() :] if head is not None else image
+    # Tens of times faster than the standard library, and takes nothing that it would not; what is
+    # refused here may have line breaks, or is looked at again for the reason.
+    with suppress(ValueError):
+        return pybase64.b64decode(text, validate=True)
     try:
         return base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:

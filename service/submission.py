@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -188,20 +188,25 @@ async def admittable(
         message = "is longer than what the text tower reads; shorten it"
         field = "not_label" if offers.items[unfit].refused else "label"
         raise field_problem(field, message, index=unfit if offers.many else None)
-    samples, errors, kinds = [], [], []
-    # One after the other, so that a long list leaves the pool's places to other requests.
-    for index, offer in enumerate(offers.items):
-        try:
-            pixels = await service.decoding.read(offer.image, model.backbone.pixels)
-            samples.append(await asyncio.to_thread(prepared, offer, pixels, caller))
-        except ImageError as error:
-            errors.append(field_error("image", str(error), index if offers.many else None))
-            kinds.append("unsupported-image" if error.status == 415 else "damaged-image")
-        if len(errors) == _ERRORS_MAX:
-            break
-    if errors:
-        raise Problem(kinds[0], errors[0]["message"], errors=errors)
-    return samples
+    images = [offer.image for offer in offers.items]
+
+    def made(begun: int, index: int, pixels: Pixels) -> Admittable:
+        return prepared(offers.items[begun + index], pixels, caller)
+
+    outcomes: list[Admittable | ImageError] = []
+    # One turn after the other, so that a long list leaves the pool's places to other requests.
+    while len(outcomes) < len(images) and len(_refused(outcomes)) < _ERRORS_MAX:
+        outcomes += await service.decoding.make(
+            images[len(outcomes) :], model.backbone.pixels, partial(made, len(outcomes))
+        )
+    if refused := _refused(outcomes)[:_ERRORS_MAX]:
+        errors = [
+            field_error("image", str(error), index if offers.many else None)
+            for index, error in refused
+        ]
+        kind = "unsupported-image" if refused[0][1].status == 415 else "damaged-image"
+        raise Problem(kind, errors[0]["message"], errors=errors)
+    return [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
 
 
 async def admit(service: Service, samples: list[Admittable]) -> list[Receipt]:
@@ -210,6 +215,10 @@ async def admit(service: Service, samples: list[Admittable]) -> list[Receipt]:
         receipts = await service.admission.admit(samples)
     service.metrics.accepted.inc(_new(receipts))
     return receipts
+
+
+def _refused(outcomes: list[Admittable | ImageError]) -> list[tuple[int, ImageError]]:
+    return [(k, each) for k, each in enumerate(outcomes) if isinstance(each, ImageError)]
 
 
 def _new(receipts: Iterable[Receipt]) -> int:

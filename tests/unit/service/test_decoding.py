@@ -300,6 +300,49 @@ async def test_large_pictures_leave_a_child_to_the_others(pools):
     assert all(picture.max() == 0 for picture in await asyncio.gather(*large))
 
 
+async def test_a_list_is_made_turn_by_turn_in_its_order(pools):
+    """Pictures of a list come out as each alone would, with a reason for each that is refused."""
+    pool = pools()
+    grey = encoded(data.camera(), "PNG")
+    contents = [PHOTO, b"hello", LARGE, grey, PHOTO[:5000], PHOTO]
+    outcomes: list[tuple[int, np.ndarray] | ImageError] = []
+    while len(outcomes) < len(contents):
+        begun = len(outcomes)
+        more = await pool.make(
+            contents[begun:], SPEC, lambda index, pixels, begun=begun: (begun + index, pixels)
+        )
+        assert more
+        outcomes += more
+    for index, (content, outcome) in enumerate(zip(contents, outcomes, strict=True)):
+        if isinstance(outcome, ImageError):
+            assert str(outcome) == str(await refusal(pool, content))
+        else:
+            assert outcome[0] == index
+            assert np.array_equal(outcome[1], await pool.read(content, SPEC))
+    assert [1, 4] == [k for k, each in enumerate(outcomes) if isinstance(each, ImageError)]
+
+
+async def test_a_turn_has_its_time(pools):
+    """A list takes a decoder for as many pictures as begin within the time of a turn, and one."""
+    for turn_s, count in ((0.0, 1), (60.0, 8)):
+        pool = pools(turn_s=turn_s)
+        assert list(range(count)) == await pool.make([PHOTO] * 8, SPEC, lambda index, _: index)
+
+
+async def test_lists_do_not_queue_before_a_single_picture(pools):
+    """However many lists wait for their turns, a single picture has its own before most of them."""
+    pool = pools(decoders=2)
+    await pool.read(PHOTO, SPEC)
+    turns = [
+        asyncio.create_task(pool.make([PHOTO] * 64, SPEC, lambda index, _: index))
+        for _ in range(12)
+    ]
+    await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
+    await pool.read(PHOTO, SPEC)
+    assert 6 <= sum(not turn.done() for turn in turns)
+    await asyncio.gather(*turns)
+
+
 @needs_proc
 async def test_memory_of_a_large_picture_is_given_back(pools):
     """After a picture of 50 MB neither the child nor the service goes on to hold its pixels."""

@@ -89,6 +89,28 @@ def test_jpeg_is_decoded_as_pillow_decodes_it(quality, subsampling, progressive)
     assert np.abs(read(content, spec) - whole).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_jpeg_is_read_without_pillow(mode, monkeypatch):
+    """A photograph with nothing to be told about it is decoded at once, to the same pixels."""
+    photo = Image.fromarray(data.coffee()).convert(mode)
+    plain = encoded(photo, "JPEG", quality=90)
+    noted = plain[:2] + b"\xff\xe1\x00\x08Exif\0\0" + plain[2:]
+    expected = read(noted)
+    monkeypatch.setattr(Image, "open", None)
+    assert np.array_equal(read(plain), expected)
+    with pytest.raises(ImageError):
+        read(noted)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"exif": b"Exif\0\0MM\0*"}, {}])
+def test_other_jpeg_is_read_with_pillow(options, monkeypatch):
+    """What has many scans, a camera's notes or four colours is opened by Pillow."""
+    photo = Image.fromarray(data.coffee()).convert("RGB" if options else "CMYK")
+    content = encoded(photo, "JPEG", quality=90, **options)
+    monkeypatch.setattr(Image, "open", None)
+    assert "damaged" in str(refusal(content))
+
+
 def test_large_jpeg_is_close_to_its_full_decode():
     """A JPEG of many times the model's size, decoded at a fraction, shows the same picture."""
     large = Image.fromarray(data.astronaut()).resize((2048, 2048), Image.Resampling.BICUBIC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from urllib.parse import quote
 
 import pytest
@@ -38,6 +39,34 @@ async def test_what_lies_in_the_log_is_the_picture_at_the_models_size(api: Api, 
     assert (sample.id, sample.label, sample.text) == ("h", "grey heron", "a  heron that waits")
     base = api.model.serving.base
     assert sample.image == encode_pixels(pixels_of(photo, base))
+
+
+async def test_every_way_to_send_a_picture_leaves_the_same_bytes(api: Api, photo):
+    """Single, list, lines and forms: in the log lies one and the same JPEG."""
+    sample = {"image": as_text(photo), "label": "heron"}
+    line = json.dumps(sample)
+    lines = {"content-type": "application/x-ndjson"}
+    await api.client.post("/samples", json=sample)
+    await api.client.post("/samples", json=[sample] * 2)
+    await api.client.post("/samples", content=f"{line}\n{line}", headers=lines)
+    await api.client.post("/samples", data={"label": "heron"}, files={"image": photo})
+    await api.client.post("/samples", data={"label": "heron"}, files=[("image", photo)] * 2)
+    images = [decode_sample(entry.payload).image for entry in api.stream.read(0, 10)]
+    assert images == [encode_pixels(pixels_of(photo, api.model.serving.base))] * 8
+
+
+async def test_a_known_name_does_not_wait_for_the_model(api: Api, photo):
+    """Samples of a name that was sent before are accepted while the model computes."""
+    await api.teach("heron", photo)
+    go_on = threading.Event()
+    busy = asyncio.create_task(api.model.batcher.call(lambda: go_on.wait(60)))
+    await asyncio.sleep(0)
+    try:
+        assert (await api.teach("heron", photo)).status_code == 202
+        assert not busy.done()
+    finally:
+        go_on.set()
+    await busy
 
 
 async def test_the_same_id_and_body_changes_nothing(api: Api, photo):
