@@ -128,7 +128,12 @@ def form_of(picture: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
 
 
 class Load:
-    """Load that runs in a process of its own until its time is over."""
+    """
+    Load that runs in a process of its own until its time is over.
+
+    Attributes:
+        cpu_s: the processor's seconds that asking took, warming up included; once it is over.
+    """
 
     def __init__(
         self, port: int, streams: Sequence[Stream], seconds: float, warm_up_s: float = 0.5
@@ -154,6 +159,7 @@ class Load:
             pipe.write(json.dumps(plan).encode() + b"\n")
             for stream in streams:
                 pipe.writelines(stream.requests)
+        self.cpu_s = math.nan
 
     @property
     def running(self) -> bool:
@@ -172,6 +178,8 @@ class Load:
             said = pipe.read()
         if self.process.wait() != 0:
             raise LoadError("the process that makes the load failed; it said why above")
+        told = json.loads(said)
+        self.cpu_s = told["cpu_s"]
         return [
             Outcome(
                 rate=one["rate"],
@@ -179,7 +187,7 @@ class Load:
                 statuses={int(status): n for status, n in one["statuses"].items()},
                 lost=one["lost"],
             )
-            for one in json.loads(said)
+            for one in told["outcomes"]
         ]
 
 
@@ -342,13 +350,14 @@ def main() -> int:
         )
         for one in plan["streams"]
     ]
+    begun_s = time.process_time()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         outcomes = runner.run(_asked(plan["port"], plan, streams))
     described = [
         {"rate": o.rate, "latencies_s": o.latencies_s, "statuses": o.statuses, "lost": o.lost}
         for o in outcomes
     ]
-    print(json.dumps(described))
+    print(json.dumps({"outcomes": described, "cpu_s": time.process_time() - begun_s}))
     return 0
 
 

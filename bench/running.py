@@ -180,6 +180,13 @@ def free_port() -> int:
         return port
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor's seconds that a process and its children have taken (Linux)."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(map(cpu_s, _children(pid)))
+
+
 def memory_bytes(pid: int) -> int:
     """Return what a process and its children hold in memory, each its own share (Linux)."""
     own = 0
@@ -187,8 +194,12 @@ def memory_bytes(pid: int) -> int:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 own = 1024 * int(line.split()[1])
+    return own + sum(map(memory_bytes, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
     children: list[str] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             children += task.read_text().split()
-    return own + sum(memory_bytes(int(child)) for child in children)
+    return [int(child) for child in children]

@@ -176,12 +176,18 @@ class Head:
         self.publisher.publish(version.manifest, [])
         self.publisher.collect(version.manifest.version)
 
+    @property
+    def seq(self) -> int:
+        """The last number that the log has given."""
+        state = self.stream.state()
+        assert state is not None
+        return state.seq
+
     def forget_samples(self, id_window: int) -> None:
         """Free what waits in the log, as if it were learnt."""
         self.stream.hold(self.epoch, "bench")
-        state = self.stream.state()
-        assert state is not None
-        self.stream.trim(state.seq, state.seq, id_window)
+        seq = self.seq
+        self.stream.trim(seq, seq, id_window)
 
     def close(self) -> None:
         """Leave the server; the lease lapses."""

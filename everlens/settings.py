@@ -134,7 +134,10 @@ class Settings(BaseSettings):
         description="Likewise once decoded; JPEG is decoded at a half, a quarter or an eighth.",
     )
     decoders: int = Field(
-        0, ge=0, le=64, description="Children that decode pictures; 0: one a core, two to eight."
+        0,
+        ge=0,
+        le=64,
+        description="Children that decode pictures; 0: one more than cores, up to eight.",
     )
     max_samples_per_request: int = Field(256, ge=1, description="Samples in one POST /samples.")
     max_queries_per_request: int = Field(64, ge=1, description="Pictures in one POST /classify.")

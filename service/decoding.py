@@ -42,7 +42,8 @@ class DecodingPool:
     Args:
         limits: what is refused.
         metrics: times pictures and counts replaced decoders.
-        decoders: how many children; None takes one a core, but two to eight.
+        decoders: how many children; None takes one more than cores, up to eight: while the
+            event loop is busy, one that is done waits for its next picture.
         wait_s: how long a picture waits for a decoder.
         picture_s: how long it may take.
         turn_s: how long after its beginning a list's turn takes another picture.
@@ -58,7 +59,7 @@ class DecodingPool:
         picture_s: float = PICTURE_S,
         turn_s: float = TURN_S,
     ) -> None:
-        count = decoders or min(8, max(2, len(os.sched_getaffinity(0))))
+        count = decoders or min(8, len(os.sched_getaffinity(0)) + 1)
         self.limits = limits
         self.wait_s = wait_s
         self.turn_s = turn_s
