@@ -12,7 +12,7 @@ let points = JSON.parse(sessionStorage.getItem(KEPT_AS) ?? "[]"); // { at: label
 /** Show the learner's figures of GET /learning. */
 export function showAccuracy({ learner, backlog, accepted_through, learned_through }) {
   record(learner);
-  byId("experts-section").hidden = byId("figures").hidden = learner.samples === undefined;
+  byId("experts-section").hidden = byId("figures").hidden = !learner.samples;
   byId("accuracy").replaceChildren(...drawn(learner));
   const lag = accepted_through - learned_through;
   const figures = {

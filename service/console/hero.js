@@ -209,7 +209,7 @@ function showAfter() {
 
 function showNext() {
   byId("next").hidden = !files.length && !(shown && queue.length);
-  byId("next-count").textContent = files.length ? `Next of ${files.length}` : "Next uncertain";
+  byId("next-count").textContent = files.length ? `Next, ${files.length} more` : "Next uncertain";
 }
 
 function say(text) {

@@ -27,6 +27,7 @@ export function showLines(answer, before, { onRight, onWrong }) {
   list.replaceChildren(...shown.map((row) => row.item));
   if (list.contains(focused)) focused.focus();
   byId("legend").hidden = shares.size === 0;
+  byId("legend-before").hidden = before === null;
 }
 
 export function clearLines() {

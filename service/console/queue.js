@@ -45,7 +45,7 @@ async function fetchPictures() {
 }
 
 function render() {
-  byId("queue-empty").textContent = predictions.length ? "" : "Nothing waits: every kept answer has a name.";
+  byId("queue-empty").textContent = predictions.length ? "" : "No answer waits for a name.";
   byId("uncertain").replaceChildren(...predictions.map((prediction) => {
     const [first, second] = prediction.predictions;
     const doubt = second

@@ -11,9 +11,13 @@ let lineage = { current: 0, versions: [] };
 let pinned = null;
 const draw = steadily(byId("versions"), render);
 
-/** Fetch the newest versions and show them. */
+/** Fetch the newest versions, and the pinned one however old it is, and show them. */
 export async function refreshVersions() {
-  lineage = await get(`versions?limit=${SHOWN}`);
+  const found = await get(`versions?limit=${SHOWN}`);
+  if (pinned !== null && !found.versions.some(({ version }) => version === pinned)) {
+    found.versions.push(await get(`versions/${pinned}`));
+  }
+  lineage = found;
   draw();
 }
 

@@ -16,7 +16,7 @@ from tests.system.processes import clean_environment, everlens_up, free_port, st
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-_START_S = 300  # of a machine that does other things beside
+_START_S = 240  # of a machine that does other things beside
 PATIENCE_MS = 120_000
 
 WIDE = (1280, 900)
