@@ -36,19 +36,31 @@ export function open(chosen) {
 }
 
 /** Go on to the next file, or else to the least certain prediction. */
-export async function next() {
-  try {
+export function next() {
+  return attempt(async () => {
     if (files.length) await begin(await prepared(files.shift()));
     else if (queue.length) await openPrediction(queue.shift());
+  });
+}
+
+/** Show the picture of a prediction; a name for it is feedback on that prediction. */
+export function choosePrediction(prediction) {
+  byId("hero").scrollIntoView({ block: "nearest" });
+  return attempt(() => openPrediction(prediction));
+}
+
+async function openPrediction({ prediction_id: id }) {
+  await begin(await pictureOf(id), id);
+}
+
+/** Do something with a picture, which may be none, or kept no longer. */
+async function attempt(deed) {
+  try {
+    await deed();
   } catch (problem) {
     say(problem.message);
   }
   showNext();
-}
-
-/** Show the picture of a prediction; a name for it is feedback on that prediction. */
-export async function openPrediction(prediction) {
-  await begin(await pictureOf(prediction.prediction_id), prediction.prediction_id);
 }
 
 /** Ask about the same picture again, among other names. */
@@ -94,6 +106,7 @@ async function begin(blob, predictionId) {
   shown = { blob, url: URL.createObjectURL(blob), answer: null, before: null };
   byId("picture").src = shown.url;
   byId("hero").classList.add("begun");
+  byId("answer").classList.remove("busy");
   clearLines();
   showAfter();
   await look(shown, predictionId);
@@ -208,10 +221,11 @@ function showAfter() {
 }
 
 function showNext() {
-  byId("next").hidden = !files.length && !(shown && queue.length);
+  byId("next").hidden = !files.length && !queue.length;
   byId("next-count").textContent = files.length ? `Next, ${files.length} more` : "Next uncertain";
 }
 
-function say(text) {
+/** Say something about the picture, or what was asked last. */
+export function say(text) {
   byId("status").textContent = text;
 }

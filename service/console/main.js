@@ -129,7 +129,7 @@ function pressed(event) {
 
 accept(hero.open);
 onNamed(hero.teach);
-onChosen(hero.openPrediction);
+onChosen(hero.choosePrediction);
 onForget(forgetClass);
 hero.onAnswer((answer) => {
   line = answer?.explanation?.experts?.[0] ?? null;
@@ -140,6 +140,6 @@ hero.onAnswer((answer) => {
 byId("next").addEventListener("click", hero.next);
 byId("take-back").addEventListener("click", hero.takeBack);
 byId("ask-again").addEventListener("click", hero.again);
-byId("hold").addEventListener("click", () => turnLearning().catch((problem) => showConnection(problem.message, true)));
+byId("hold").addEventListener("click", () => turnLearning().catch((problem) => hero.say(problem.message)));
 document.addEventListener("keydown", pressed);
 follow({ learning: showLearning, connection: showConnection });

@@ -205,7 +205,7 @@ def test_axe_finds_nothing_and_the_pages_are_seen(open_console: Opener, running:
     """
     While others teach, at both widths, light and dark: no violation of what axe knows.
 
-    With CONSOLE_SCREENSHOTS the same pages are kept as pictures.
+    Then the least certain of what others asked is named. With CONSOLE_SCREENSHOTS the same pages are kept as pictures.
     """
     watching = open_console()
     for turn in range(6):
@@ -239,6 +239,16 @@ def test_axe_finds_nothing_and_the_pages_are_seen(open_console: Opener, running:
 
     console.page.get_by_role("button", name="Pin: version").first.click()
     assert [] == violations(console)
+    console.page.get_by_role("button", name="Cancel").click()
+
+    waiting = watching.page.locator("#uncertain button").first
+    asked = waiting.get_attribute("data-keep")
+    waiting.click()
+    watching.until_status("says version")
+    with watching.page.expect_request("**/feedback") as told:
+        watching.page.keyboard.press("1")
+    assert asked == (told.value.post_data_json or {})["prediction_id"]
+    watching.until_status("Learnt by version")
 
 
 def keep(console: Console, name: str) -> None:
