@@ -38,8 +38,11 @@ env: $(RUNTIME) ## only install what running needs
 
 dev: $(DEV) ## only install what running and testing needs
 
+# Unit tests on two workers, a file at a time; those of whole systems one after the other, since each
+# of them starts processes enough.
 test: check ## run the checks, then all tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --ignore tests/unit $(PYTEST_ARGS)
 
 chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--only F7")
 	@$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)
