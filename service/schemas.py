@@ -252,8 +252,9 @@ class ClassOut(_Strict):
 
 
 class OneClassOut(ClassOut):
-    """One learnt class, and by which version."""
+    """One learnt class, what the text tower reads for it, and by which version."""
 
+    prompts: list[str] = Field(description="The name as the text tower reads it; averaged.")
     version: int = Field(ge=0)
 
 

@@ -60,7 +60,9 @@ async def get_class(
         raise Problem("unknown-class", "no class of this name is learnt; GET /classes lists them")
     index = snapshot.classes.names.find(name)
     about = {"label": name, "samples": snapshot.samples(name), "index": index}
-    return answer(about | snapshot.about(index) | {"version": snapshot.version})
+    prompts = [template.format(name) for template in snapshot.backbone.templates]
+    known = {"prompts": prompts, "version": snapshot.version}
+    return answer(about | snapshot.about(index) | known)
 
 
 def _listed(snapshot: Snapshot) -> Response:
