@@ -44,6 +44,8 @@ EXCEPTIONS = {
     # Tests of what we refuse, or of what other libraries make of our files.
     "tests/unit/service/test_hostile_versions.py": {"pickle"},
     "tests/unit/model/test_starter.py": {"from_pretrained"},
+    "tests/unit/model/test_peft_format.py": {"from_pretrained"},
+    "tests/clients/test_peft.py": {"from_pretrained"},
     # A line of the README, as a user's shell reads it.
     "tests/system/test_up.py": {"shell=True"},
 }

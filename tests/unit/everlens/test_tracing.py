@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -40,7 +42,7 @@ def test_nothing_is_traced_unless_somebody_collects(monkeypatch: pytest.MonkeyPa
 
 def test_missing_packages_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own setting refuses the start; OpenTelemetry's variables, set for others too, do not."""
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"everlens\[otel\]"):
         tracing.begin("http://127.0.0.1:9", "everlens-test", "1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
