@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from everlens.errors import PartError
+from everlens.model.packed import Packed
 from everlens.model.tower import Top
 
 Target = nn.Linear | nn.Conv2d
@@ -120,22 +121,20 @@ def merged(top: Top, answering: Top, tensors: dict[str, Tensor], spec: AdapterSp
         PartError: a tensor is missing, superfluous, of another shape, or not finite.
     """
     whole = _sharing_copy(answering)
-    maps = targets(whole)
-    exact = targets(top)
+    maps = targets(top)
     expected = {f"{name}.{matrix}" for name in maps for matrix in ("A", "B")}
     if expected != set(tensors):
         raise PartError(f"adapter does not fit the top: {sorted(expected ^ set(tensors))[:3]}")
     for name, module in maps.items():
         a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
-        fan_out, fan_in = module.weight.shape[:2]
+        base = module.weight.detach()
+        fan_out, fan_in = base.shape[:2]
         if a.shape != (spec.rank, fan_in) or b.shape != (fan_out, spec.rank):
             raise PartError(f"adapter tensor {name} has shapes {tuple(a.shape)}, {tuple(b.shape)}")
         if not (a.isfinite().all() and b.isfinite().all()):
             raise PartError(f"adapter tensor {name} holds a number that is not finite")
-        base = exact[name].weight.detach()
         weight = torch.addmm(base.reshape(fan_out, fan_in), b, a, alpha=spec.scale)
-        kept = weight.view_as(base).to(module.weight.dtype)
-        module.weight = nn.Parameter(kept, requires_grad=False)
+        _reweigh(whole, name, weight.view_as(base))
     return whole
 
 
@@ -143,6 +142,16 @@ def _sharing_copy(top: Top) -> Top:
     """Return a copy of the modules over the very same parameters and buffers."""
     shared = {id(t): t for t in (*top.parameters(), *top.buffers())}
     return copy.deepcopy(top, memo=shared)
+
+
+def _reweigh(top: Top, name: str, weight: Tensor) -> None:
+    module = top.get_submodule(name)
+    if isinstance(module, Packed):
+        _replace(top, name, module.with_weight(weight.to(torch.bfloat16)))
+    else:
+        assert isinstance(module, Target)
+        kept = weight.to(module.weight.dtype)
+        module.weight = nn.Parameter(kept, requires_grad=False)
 
 
 def _replace(top: Top, name: str, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everlens.model.packed import pack
 from everlens.model.tower import Encoding, Hidden, Tower
 
 
@@ -21,6 +22,7 @@ def in_precision(tower: Tower, dtype: torch.dtype) -> Tower:
     if dtype == torch.float32:
         return tower
     stem, blocks = copy.deepcopy(tower.stem).to(dtype), copy.deepcopy(tower.blocks).to(dtype)
+    pack(blocks)
     return Tower(_Rounded(stem, dtype), blocks, _Exact(tower.head)).requires_grad_(False).eval()
 
 

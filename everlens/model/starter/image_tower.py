@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everlens.model.packed import rectified
 from everlens.model.tower import Encoding, Hidden, Tower
 
 FEATURES = 1280
@@ -45,7 +46,7 @@ STAGES = (
 
 
 class Convolution(nn.Module):
-    """A convolution whose output has ⌈size / stride⌉ pixels a side, padded as TensorFlow pads."""
+    """A rectified convolution of ⌈size / stride⌉ pixels a side, padded as TensorFlow pads."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -66,8 +67,7 @@ class Convolution(nn.Module):
             width = _same_padding(states_BCHW.shape[3], kernel, stride)
             sides = (width // 2, width - width // 2, height // 2, height - height // 2)
             states_BCHW = F.pad(states_BCHW, sides)
-        output_BCHW: Tensor = self.convolution(states_BCHW)
-        return output_BCHW
+        return rectified(self.convolution, states_BCHW)
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> int:
@@ -83,7 +83,7 @@ class Stem(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Hidden:
         pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
-        return Hidden(F.relu6(self.input(pixels_BCHW), inplace=True))
+        return Hidden(self.input(pixels_BCHW))
 
 
 class InvertedResidual(nn.Module):
@@ -100,9 +100,8 @@ class InvertedResidual(nn.Module):
     def forward(self, states_BCHW: Tensor, context: Any) -> Tensor:
         inner_BCHW = states_BCHW
         if self.expand is not None:
-            inner_BCHW = F.relu6(self.expand(inner_BCHW), inplace=True)
-        inner_BCHW = F.relu6(self.depthwise(inner_BCHW), inplace=True)
-        output_BCHW: Tensor = self.project(inner_BCHW)
+            inner_BCHW = rectified(self.expand, inner_BCHW)
+        output_BCHW: Tensor = self.project(self.depthwise(inner_BCHW))
         return output_BCHW + states_BCHW if self.adds_input else output_BCHW
 
 
@@ -114,7 +113,7 @@ class HeadConvolution(nn.Module):
         self.widen = nn.Conv2d(inputs, FEATURES, 1)
 
     def forward(self, states_BCHW: Tensor, context: Any) -> Tensor:
-        return F.relu6(self.widen(states_BCHW), inplace=True)
+        return rectified(self.widen, states_BCHW)
 
 
 class ImageHead(nn.Module):

@@ -54,7 +54,8 @@ def test_the_base_stays_exact(backbone: Backbone) -> None:
     tower = in_precision(backbone.image_tower, torch.bfloat16)
     after = {name: (t.data_ptr(), t.dtype) for name, t in backbone.image_tower.named_parameters()}
     assert before == after
-    assert {p.dtype for p in tower.blocks.parameters()} == {torch.bfloat16}
+    tensors = (*tower.blocks.parameters(), *tower.blocks.buffers())
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
     assert in_precision(backbone.image_tower, torch.float32) is backbone.image_tower
 
 
@@ -71,7 +72,8 @@ def test_an_adapter_is_added_before_it_is_rounded(small_model: Callable[[str], B
     name = "blocks.0.attention.qkv"
     weight = top.get_parameter(f"{name}.weight").double()
     exact = weight + tensors[f"{name}.B"].double() @ tensors[f"{name}.A"].double()
-    found = whole.get_parameter(f"{name}.weight")
+    found = whole.get_submodule(name).weight
+    assert isinstance(found, torch.Tensor)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, atol=0, rtol=2**-8)
     shared = "blocks.0.ln_1"

@@ -1,0 +1,146 @@
+"""
+Linear maps whose weights lie as the processor multiplies them. ⑨
+
+oneDNN brings a layer's weights into an order of its own in every call, which for a single picture is
+a fifth of the pass. Here it is done once. The products are the same to the bit; a `relu6` that
+follows is taken before they are written, which changes none either.
+
+The operators are those that torch's own compiler calls; they have no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+_PLAIN: tuple[str, list[float], str] = ("none", [], "")
+_RELU6 = ("hardtanh", [0.0, 6.0], "")
+
+
+class PackedLinear(nn.Module):
+    """What `nn.Linear` computes."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy of the weights in their usual order."""
+        return self.packed.to_dense()
+
+    def with_weight(self, weight: Tensor) -> PackedLinear:
+        """Return a map of another weight and the same bias."""
+        return PackedLinear(weight, self.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, *_PLAIN)
+        return result
+
+
+class PackedConvolution(nn.Module):
+    """What `nn.Conv2d` computes, padded with zeros."""
+
+    packed: Tensor
+    bias: Tensor | None
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __init__(self, like: nn.Conv2d | PackedConvolution, weight: Tensor) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
+        self.dilation, self.groups = like.dilation, like.groups
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach(), self.padding, self.stride, self.dilation, self.groups, []
+        )
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("bias", like.bias, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy of the weights in their usual order."""
+        return self.packed.to_dense()
+
+    def with_weight(self, weight: Tensor) -> PackedConvolution:
+        """Return a map of another weight and the same bias."""
+        return PackedConvolution(self, weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._then(inputs, *_PLAIN)
+
+    def rectified(self, inputs: Tensor) -> Tensor:
+        """Return relu6 of what the convolution gives."""
+        return self._then(inputs, *_RELU6)
+
+    def _then(self, inputs: Tensor, *operation: Any) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            inputs,
+            self.packed,
+            self.bias,
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            *operation,
+        )
+        return result
+
+
+Packed = PackedLinear | PackedConvolution
+
+
+def rectified(convolution: nn.Module, inputs: Tensor) -> Tensor:
+    """Return relu6 of what a convolution gives, in one pass where it is packed."""
+    if isinstance(convolution, PackedConvolution):
+        return convolution.rectified(inputs)
+    return functional.relu6(convolution(inputs), inplace=True)
+
+
+def pack(module: nn.Module) -> None:
+    """Put packed maps into the place of those below a module that can be: of bfloat16, on a CPU."""
+    for name, child in list(module.named_children()):
+        if _can_be_packed(child):
+            setattr(module, name, _packed(child))
+        else:
+            pack(child)
+
+
+def _can_be_packed(module: nn.Module) -> bool:
+    # A subclass computes something else, but for the one that attention has for its output.
+    if type(module) not in {nn.Linear, NonDynamicallyQuantizableLinear, nn.Conv2d}:
+        return False
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return False
+    # In the other order of dimensions oneDNN adds some products up in another order.
+    fitting = not isinstance(module, nn.Conv2d) or (
+        weight.is_contiguous(memory_format=torch.channels_last)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+    return fitting and _supported()
+
+
+def _supported() -> bool:
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _packed(module: nn.Module) -> Packed:
+    if isinstance(module, nn.Conv2d):
+        return PackedConvolution(module, module.weight)
+    assert isinstance(module, nn.Linear)
+    return PackedLinear(module.weight, module.bias)

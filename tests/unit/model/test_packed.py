@@ -1,0 +1,122 @@
+"""Packed maps give the bits of the plain ones, and stand where they can."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
+from everlens.model.backbone import Backbone
+from everlens.model.packed import Packed, PackedConvolution, PackedLinear, pack, rectified
+from everlens.model.precision import in_precision
+from everlens.model.tower import Hidden
+
+HALF = torch.bfloat16
+supported = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN multiplies no bfloat16 here"
+)
+CONVOLUTIONS = {
+    "1x1": nn.Conv2d(24, 48, 1),
+    "depthwise": nn.Conv2d(24, 24, 5, padding=2, groups=24),
+    "strided": nn.Conv2d(24, 40, 3, stride=2, bias=False),
+}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers in half precision."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(HALF)
+
+
+def packed_copy(module: nn.Module) -> nn.Module:
+    """Return the module with its maps packed."""
+    holder = nn.ModuleList([copy.deepcopy(module).to(HALF)]).requires_grad_(False)
+    pack(holder)
+    return holder[0]
+
+
+@supported
+@pytest.mark.parametrize("rows", [1, 3, 50, 400])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_keeps_its_bits(rows: int, bias: bool) -> None:
+    """For one row and for many, however the input is shaped and laid out."""
+    linear = nn.Linear(96, 160, bias=bias).to(HALF)
+    packed = packed_copy(linear)
+    assert isinstance(packed, PackedLinear)
+    assert torch.equal(packed.weight, linear.weight)
+    for inputs in (drawn(rows, 96), drawn(2, rows, 96), drawn(96, rows).T):
+        assert torch.equal(packed(inputs), linear(inputs))
+
+
+@supported
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_keeps_its_bits(kind: str, layout: torch.memory_format) -> None:
+    """Rectified in one pass or not, in either order of dimensions."""
+    plain = copy.deepcopy(CONVOLUTIONS[kind]).to(HALF).requires_grad_(False)
+    plain.to(memory_format=layout)  # type: ignore[call-overload]
+    packed = packed_copy(plain)
+    last = layout == torch.channels_last or kind != "strided"
+    assert isinstance(packed, PackedConvolution) == last
+    inputs = (5 * drawn(2, 24, 15, 15)).to(memory_format=layout)
+    expected = plain(inputs)
+    assert torch.equal(packed(inputs), expected)
+    assert torch.equal(rectified(packed, inputs), functional.relu6(expected))
+    assert torch.equal(rectified(plain, inputs), functional.relu6(expected))
+    assert float(expected.min()) < 0
+    assert float(expected.max()) > 6
+
+
+@supported
+def test_only_what_computes_the_same_is_packed() -> None:
+    """Not float32, no subclass, no other padding; and everything below is looked at."""
+
+    class Doubled(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return 2 * super().forward(inputs)
+
+    modules = nn.ModuleDict(
+        {
+            "linear": nn.Sequential(nn.Sequential(nn.Linear(8, 8))),
+            "doubled": Doubled(8, 8),
+            "reflecting": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+            "same": nn.Conv2d(8, 8, 3, padding="same"),
+        }
+    )
+    pack(modules)
+    assert not any(isinstance(module, Packed) for module in modules.modules())
+    modules.to(HALF)
+    pack(modules)
+    assert [name for name, m in modules.named_modules() if isinstance(m, Packed)] == ["linear.0.0"]
+
+
+@supported
+def test_a_tower_and_its_adapter_keep_their_bits(
+    starter_model: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen and merged, the starter says the same with packed maps and with plain ones."""
+    backbone = starter_model
+    packed = in_precision(backbone.image_tower, HALF)
+    monkeypatch.setattr("everlens.model.precision.pack", lambda _: None)
+    plain = in_precision(backbone.image_tower, HALF)
+    assert any(isinstance(module, Packed) for module in packed.modules())
+    assert not any(isinstance(module, Packed) for module in plain.modules())
+    spec = AdapterSpec("image", backbone.top_blocks, rank=4, alpha=4.0)
+    _, exact = backbone.image_tower.cut(spec.top_blocks)
+    tensors = {
+        name: torch.full_like(tensor, 0.01)
+        for name, tensor in tensors_of(insert(exact, spec, torch.Generator())).items()
+    }
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    said = []
+    for tower in (packed, plain):
+        trunk, top = tower.cut(spec.top_blocks)
+        hidden: Hidden = trunk(images)
+        bent = merged(exact, top, tensors, spec)
+        said.append([answer for each in (top, bent) for answer in each(hidden)])
+    for ours, theirs in zip(*said, strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(said[0][0], said[0][2])
