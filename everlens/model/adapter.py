@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from everlens.errors import PartError
-from everlens.model.packed import Packed
+from everlens.model.packed import BothWays, Packed
 from everlens.model.tower import Top
 
 Target = nn.Linear | nn.Conv2d
@@ -47,10 +47,18 @@ class AdapterSpec:
 class LowRank(nn.Module):
     """A frozen linear map with a trainable low-rank part beside it."""
 
-    def __init__(self, base: Target, rank: int, scale: float, generator: Generator) -> None:
+    def __init__(
+        self,
+        base: Target,
+        rank: int,
+        scale: float,
+        generator: Generator,
+        product: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         fan_out, fan_in = base.weight.shape[:2]
         self.base = base
+        self.product = product or base  # what multiplies with the frozen weights
         self.scale = scale
         bound = (1.0 / fan_in) ** 0.5
         a = torch.empty(rank, fan_in).uniform_(-bound, bound, generator=generator)
@@ -58,7 +66,7 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(fan_out, rank, device=base.weight.device))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        result: Tensor = self.base(inputs)
+        result: Tensor = self.product(inputs)
         # Scaled where it is narrow.
         if isinstance(self.base, nn.Linear):
             low = self.scale * functional.linear(inputs, self.A)
@@ -82,15 +90,24 @@ def _pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding in {(0, 0), 0, "valid"}
 
 
-def insert(top: Top, spec: AdapterSpec, generator: Generator) -> Top:
+def insert(top: Top, spec: AdapterSpec, generator: Generator, answering: Top | None = None) -> Top:
     """
     Return a top with a fresh adapter in it; the frozen weights are shared, not copied.
 
     A is uniform in ±1/√in from `generator`, B is zero.
+
+    Args:
+        top: the base in float32.
+        spec: what the adapter bends.
+        generator: draws A.
+        answering: the base as it answers; where its maps are packed, they multiply with the frozen
+            weights, which saves a tenth of a step.
     """
     bent = _sharing_copy(top)
     for name, module in targets(bent).items():
-        _replace(bent, name, LowRank(module, spec.rank, spec.scale, generator))
+        packed = None if answering is None else answering.get_submodule(name)
+        product = BothWays(packed) if isinstance(packed, Packed) else None
+        _replace(bent, name, LowRank(module, spec.rank, spec.scale, generator, product))
     return bent
 
 

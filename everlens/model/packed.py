@@ -5,7 +5,8 @@ oneDNN brings a layer's weights into an order of its own in every call, which fo
 a fifth of the pass. Here it is done once. The products are the same to the bit; a `relu6` that
 follows is taken before they are written, which changes none either.
 
-The operators are those that torch's own compiler calls; they have no gradient.
+The operators are those that torch's own compiler calls. They have no gradient: `BothWays` gives
+them one, with the weights packed a second time, transposed.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class PackedLinear(nn.Module):
         """Return a map of another weight and the same bias."""
         return PackedLinear(weight, self.bias)
 
+    def transposed(self) -> PackedLinear:
+        """Return the map of the gradient: x·W instead of x·Wᵀ."""
+        return PackedLinear(self.weight.T.contiguous(), None)
+
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, *_PLAIN)
         return result
@@ -58,7 +63,9 @@ class PackedConvolution(nn.Module):
     dilation: tuple[int, ...]
     groups: int
 
-    def __init__(self, like: nn.Conv2d | PackedConvolution, weight: Tensor) -> None:
+    def __init__(
+        self, like: nn.Conv2d | PackedConvolution, weight: Tensor, bias: Tensor | None
+    ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
         self.dilation, self.groups = like.dilation, like.groups
@@ -66,7 +73,7 @@ class PackedConvolution(nn.Module):
             weight.detach(), self.padding, self.stride, self.dilation, self.groups, []
         )
         self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("bias", like.bias, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -75,7 +82,12 @@ class PackedConvolution(nn.Module):
 
     def with_weight(self, weight: Tensor) -> PackedConvolution:
         """Return a map of another weight and the same bias."""
-        return PackedConvolution(self, weight)
+        return PackedConvolution(self, weight, self.bias)
+
+    def transposed(self) -> PackedConvolution:
+        """Return the map of the gradient, of a convolution of single pixels."""
+        assert set(self.kernel_size) == set(self.stride) == {1} == {self.groups}
+        return PackedConvolution(self, self.weight.transpose(0, 1).contiguous(), None)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self._then(inputs, *_PLAIN)
@@ -99,6 +111,33 @@ class PackedConvolution(nn.Module):
 
 
 Packed = PackedLinear | PackedConvolution
+
+
+class BothWays(nn.Module):
+    """A packed map whose input has a gradient; the map itself is frozen."""
+
+    def __init__(self, there: Packed) -> None:
+        super().__init__()
+        self.there = there
+        self.back = there.transposed()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = _BothWays.apply(  # type: ignore[no-untyped-call]
+            inputs.to(torch.bfloat16), self.there, self.back
+        )
+        return result
+
+
+class _BothWays(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, there: Packed, back: Packed) -> Tensor:
+        context.back = back
+        result: Tensor = there(inputs)
+        return result
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return context.back(gradients[0]), None, None
 
 
 def rectified(convolution: nn.Module, inputs: Tensor) -> Tensor:
@@ -141,6 +180,6 @@ def _supported() -> bool:
 
 def _packed(module: nn.Module) -> Packed:
     if isinstance(module, nn.Conv2d):
-        return PackedConvolution(module, module.weight)
+        return PackedConvolution(module, module.weight, module.bias)
     assert isinstance(module, nn.Linear)
     return PackedLinear(module.weight, module.bias)

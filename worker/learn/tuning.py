@@ -83,7 +83,7 @@ class Tuner:
         self.half_precision = backbone.precision == torch.bfloat16
         _, self.frozen_image_top = backbone.image_tower.cut(spec.top_blocks)
         _, self.answering_top = backbone.answering_tower.cut(spec.top_blocks)
-        self.image_top = self._bend(self.frozen_image_top, "image")
+        self.image_top = self._bend(self.frozen_image_top, "image", self.answering_top)
         text_blocks = min(spec.top_blocks, len(backbone.text_tower.blocks))
         self.text_trunk, text_top = backbone.text_tower.cut(text_blocks)
         self.text_top = self._bend(text_top, "text")
@@ -104,10 +104,11 @@ class Tuner:
         self.steps_drawn = 0
         self.accepted = self.state()
 
-    def _bend(self, top: Top, tower: str) -> Top:
+    def _bend(self, top: Top, tower: str, answering: Top | None = None) -> Top:
         if not self.spec.tunes(tower):
             return top
-        return insert(top, self.spec, generator_for(self.config.seed, "adapter", tower))
+        generator = generator_for(self.config.seed, "adapter", tower)
+        return insert(top, self.spec, generator, answering)
 
     @property
     def active(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
 from everlens.pixels import encode_pixels
+from tests.exact import in_bfloat16, in_float32
 from tests.pictures import PHOTOGRAPHS, crops
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.randomness import generator_for
@@ -71,8 +72,8 @@ class Lesson:
             augment=augment,
             class_weights=class_weights,
         )
+        backbone = (in_bfloat16 if half_precision else in_float32)(backbone)
         self.tuner = Tuner(backbone, spec, config)
-        self.tuner.half_precision = half_precision
         self.tuner.steps_drawn = 0 if warm_up else WARM_UP_STEPS
         self.tuner.accept()
         self.vectors = [backbone.name_embedding(name).clone() for name in PHOTOGRAPHS]

@@ -36,14 +36,26 @@ def test_step_zero_is_the_frozen_model_to_the_bit(tiny_clip: Backbone, tune: str
     lesson = Lesson(tiny_clip, dataclasses.replace(SPEC, tune=tune))
     kept = exemplars(tiny_clip, TWO)
     states = torch.stack([e.trunk for e in kept]).float()
-    frozen = lesson.tuner.frozen_image_top(Hidden(states))
-    bent = lesson.tuner.image_top(Hidden(states))
+    with torch.no_grad():  # with a gradient attention adds up in another order
+        frozen = lesson.tuner.frozen_image_top(Hidden(states))
+        bent = lesson.tuner.image_top(Hidden(states))
     assert torch.equal(bent.embedding_BE, frozen.embedding_BE)
     assert torch.equal(bent.feature_BD, frozen.feature_BD)
     text_E = lesson.tuner.text_vector("a photo of a cat.")
     tokens_1L = tiny_clip.tokenize(["a photo of a cat."])
     frozen_E = functional.normalize(tiny_clip.text_tower(tokens_1L).embedding_BE[0], dim=-1)
     assert torch.equal(text_E, frozen_E)
+
+
+def test_half_of_step_zero_is_the_frozen_model_to_the_bit(tiny_clip: Backbone) -> None:
+    """In half precision the frozen weights are multiplied as the answering tower does it."""
+    lesson = Lesson(tiny_clip, half_precision=True)
+    states = torch.stack([e.trunk for e in exemplars(tiny_clip, TWO)]).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        frozen = lesson.tuner.frozen_image_top(Hidden(states))
+        bent = lesson.tuner.image_top(Hidden(states))
+    assert torch.equal(bent.embedding_BE, frozen.embedding_BE)
+    assert torch.equal(bent.feature_BD, frozen.feature_BD)
 
 
 def test_first_loss_is_that_of_the_frozen_features(tiny_clip: Backbone) -> None:

@@ -48,3 +48,16 @@ def test_attention_equals_the_stock_module(bias: bool) -> None:
     torch.testing.assert_close(ours(states_BLE, mask), expected_BLE, atol=1e-12, rtol=0)
     assert ours.qkv.weight is module.in_proj_weight
     assert ours.out is module.out_proj
+
+
+@pytest.mark.parametrize("queries", [None, 1])
+def test_learning_attends_alike(queries: int | None) -> None:
+    """Where a gradient is asked for, the same is computed in another way, and so is the gradient."""
+    ours, mask = Attention.like(stock()).requires_grad_(False), None if queries else causal_mask(5)
+    states_BLE = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    learning = ours(states_BLE, mask, queries)
+    torch.testing.assert_close(
+        learning, ours(states_BLE.detach(), mask, queries), atol=1e-12, rtol=0
+    )
+    asked = states_BLE.detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda states: ours(states, mask, queries), [asked])

@@ -11,7 +11,14 @@ from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec, insert, merged, tensors_of
 from everlens.model.backbone import Backbone
-from everlens.model.packed import Packed, PackedConvolution, PackedLinear, pack, rectified
+from everlens.model.packed import (
+    BothWays,
+    Packed,
+    PackedConvolution,
+    PackedLinear,
+    pack,
+    rectified,
+)
 from everlens.model.precision import in_precision
 from everlens.model.tower import Hidden
 
@@ -120,3 +127,23 @@ def test_a_tower_and_its_adapter_keep_their_bits(
     for ours, theirs in zip(*said, strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(said[0][0], said[0][2])
+
+
+@supported
+@pytest.mark.parametrize("kind", ["linear", "1x1"])
+def test_both_ways_have_the_gradient_of_the_plain_map(kind: str) -> None:
+    """The gradient of the input is that of autograd, within one rounding of half precision."""
+    plain = nn.Linear(24, 48) if kind == "linear" else copy.deepcopy(CONVOLUTIONS["1x1"])
+    plain = plain.to(HALF).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    packed = packed_copy(plain)
+    assert isinstance(packed, Packed)
+    inputs = drawn(2, 24, 5, 5) if kind == "1x1" else drawn(7, 24)
+    outputs, gradients = [], []
+    for module in (plain, BothWays(packed)):
+        asked = inputs.float().requires_grad_()
+        output = module(asked.to(HALF))
+        output.float().square().sum().backward()
+        outputs.append(output)
+        gradients.append(asked.grad)
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=0.02, rtol=2**-7)

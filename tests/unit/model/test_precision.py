@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -14,13 +13,8 @@ from everlens.model.backbone import Backbone
 from everlens.model.precision import in_precision
 from everlens.model.runtime import precision_of
 from everlens.model.snapshot import base_snapshot
+from tests.exact import in_bfloat16, in_float32
 from tests.pictures import PHOTOGRAPHS, crops
-
-
-def halved(backbone: Backbone) -> Backbone:
-    """Return the base model as it answers where the processor multiplies bfloat16."""
-    tower = in_precision(backbone.image_tower, torch.bfloat16)
-    return dataclasses.replace(backbone, answering_tower=tower, precision=torch.bfloat16)
 
 
 @pytest.fixture(params=["starter", "vit", "convnext"])
@@ -36,10 +30,10 @@ def backbone(
 def test_half_precision_says_nearly_the_same(backbone: Backbone) -> None:
     """Features and embeddings of photographs turn by less than 0.08 rad, and are float32."""
     pictures = [crops(name, 1, backbone.pixels.size)[0] for name in PHOTOGRAPHS[:3]]
-    exact = dataclasses.replace(
-        backbone, answering_tower=backbone.image_tower, precision=torch.float32
-    )
-    views = [base_snapshot(b, backbone.top_blocks).see(pictures) for b in (exact, halved(backbone))]
+    exact = in_float32(backbone)
+    views = [
+        base_snapshot(b, backbone.top_blocks).see(pictures) for b in (exact, in_bfloat16(backbone))
+    ]
     for name in ("embedding_BE", "feature_BD"):
         in_full, in_half = (getattr(view, name) for view in views)
         assert in_half.dtype == torch.float32
@@ -61,7 +55,7 @@ def test_the_base_stays_exact(backbone: Backbone) -> None:
 
 def test_an_adapter_is_added_before_it_is_rounded(small_model: Callable[[str], Backbone]) -> None:
     """A change that is lost in half precision one by one is not lost on the way to it."""
-    backbone = halved(small_model("vit"))
+    backbone = in_bfloat16(small_model("vit"))
     spec = AdapterSpec(tune="image", top_blocks=2, rank=4, alpha=4.0)
     (_, top), (_, answering) = (
         tower.cut(2) for tower in (backbone.image_tower, backbone.answering_tower)
