@@ -71,7 +71,8 @@ class Versions:
         self._random = torch.Generator().manual_seed(classes)
         base = base_snapshot(backbone, top_blocks)
         views = base.see([_grey(backbone)])
-        self._low_rank = _fresh_adapter(base.frozen_top, self.spec, self._random)
+        _, exact = backbone.image_tower.cut(top_blocks)
+        self._low_rank = _fresh_adapter(exact, self.spec, self._random)
         self.text_CE = self._units(classes, views.embedding_BE.shape[1])
         self.mean_CD = self._units(classes, views.feature_BD.shape[1])
         self.tuned_CD = self._units(classes, views.feature_BD.shape[1]) if adapter else None

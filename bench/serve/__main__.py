@@ -85,7 +85,8 @@ def measured(options: Options, only: Sequence[str]) -> dict[str, Findings]:
     rows = {}
     with Stage(options) as stage:
         for name in only:
-            print(f"{options.model}: {name} ...", file=sys.stderr, flush=True)
+            print(f"{options.model}: {name} ...", end=" ", file=sys.stderr, flush=True)
+            begun = time.monotonic()
             try:
                 rows[name] = ROWS[name](stage)
             except EverlensError as error:
@@ -93,6 +94,7 @@ def measured(options: Options, only: Sequence[str]) -> dict[str, Findings]:
                 reason = " ".join(str(error).split())
                 rows[name].add(name, f"not measured: {reason[-300:]}", ok=False)
                 rows[name].keep(**{"not measured": reason})
+            print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return rows
 
 
