@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from everlens.errors import PartError
@@ -28,7 +29,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """
     One version: what it was learnt through, and the digests of its parts by name.
@@ -53,13 +54,17 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the canonical bytes; their digest is the version's own."""
+        return self._content
+
+    @cached_property
+    def _content(self) -> bytes:
         record = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The SHA-256 of `encode()`."""
-        return digest_of(self.encode())
+        return digest_of(self._content)
 
 
 def decode_manifest(content: bytes, digest: str) -> Manifest:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from everlens.artifact import Manifest
 from everlens.bus.versions import Follower
 from everlens.errors import LogUnavailable, OtherLog, PartError
-from everlens.model.parts import build_snapshot, check_manifest
+from everlens.model.parts import build_snapshot, changed_parts, check_manifest
 from service.batcher import Batcher
 from service.cache import VersionCache
 from service.metrics import Metrics
@@ -123,11 +123,8 @@ class HotSwap:
         previous = self.serving.current
         manifest = await self.follower.manifest(version, digest)
         check_manifest(previous.backbone, manifest)  # before anything is fetched for it
-        parts = {
-            part: await self.follower.part(part)
-            for part in sorted(set(manifest.parts.values()))
-            if ("part", part) not in previous.memo
-        }
+        digests = {manifest.parts[name] for name in changed_parts(manifest, previous)}
+        parts = {digest: await self.follower.part(digest) for digest in sorted(digests)}
         await self._take(manifest, parts)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         try:
@@ -138,7 +135,6 @@ class HotSwap:
     async def _take(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
         """Build a version aside, let it answer once, swap it in."""
         previous = self.serving.current
-        check_manifest(previous.backbone, manifest)
         snapshot = await self._build(
             partial(build_snapshot, previous.backbone, manifest, parts, previous)
         )

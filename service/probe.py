@@ -16,10 +16,14 @@ from torch import Tensor
 
 from everlens.errors import PartError
 from everlens.model.backbone import Backbone
-from everlens.model.classes import CHUNK, Table
+from everlens.model.classes import CHUNK, Classes, Table
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden, Top
 from everlens.pixels import Pixels
+
+# Classes that are asked for where there are more than one chunk of them. Their numbers were all looked
+# at when they were read; what may still fail is to put them together.
+_FEW = 16
 
 
 class Probe:
@@ -51,8 +55,8 @@ class Probe:
         if classes.names:
             asked: tuple[Sequence[str] | None, Tensor | Table] = (None, classes.text_CE)
             if len(classes.names) > CHUNK:  # a hundred times as many would take as long as a pass
-                few = classes.learnt[:CHUNK]
-                asked = few, classes.text_CE.at([classes.names.find(name) for name in few])
+                few = _first_learnt(classes, _FEW)
+                asked = [classes.names[index] for index in few], classes.text_CE.at(few)
             sums_B = sums_B + snapshot.answer(views, *asked).probability_BK.sum(dim=-1)
         return sums_B
 
@@ -64,6 +68,14 @@ class Probe:
                 self._hidden[cut] = snapshot.see_trunk([self.picture])
             self._views = {key: snapshot.look(self._hidden[cut])}
         return self._views[key]
+
+
+def _first_learnt(classes: Classes, most: int) -> Sequence[int]:
+    """Return the indices of the first few classes that have a label."""
+    if classes.labelled is None:
+        return range(min(most, len(classes.names)))
+    first: list[int] = classes.labelled[:most].tolist()
+    return first
 
 
 def warm_up(snapshot: Snapshot, batch_max: int) -> None:

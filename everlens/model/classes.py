@@ -9,7 +9,7 @@ Shape suffixes: B pictures, C classes, K candidates, D width of a vector, E join
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -54,6 +54,16 @@ class Rows(NamedTuple):
         """Return these vectors."""
         return cls(vector_CD, (~vector_CD.any(dim=1)).nonzero()[:, 0])
 
+    @classmethod
+    def joined(cls, parts: Iterable[Rows]) -> Rows:
+        """Return the vectors of some chunks as those of one."""
+        vectors, missing, start = [], [], 0
+        for part in parts:
+            vectors.append(part.vector_CD)
+            missing.append(part.missing + start)
+            start += len(part.vector_CD)
+        return cls(torch.cat(vectors), torch.cat(missing))
+
     def products(self, x_BD: Tensor) -> Tensor:
         """Return x·v of each picture and vector, in the precision of x."""
         vector_CD = self.vector_CD
@@ -88,8 +98,11 @@ class Table:
         places: dict[int, list[tuple[int, int]]] = {}
         for k, index in enumerate(classes):
             places.setdefault(index // CHUNK, []).append((k, index % CHUNK))
-        for number, rows in enumerate(self.chunks):
-            there = [(k, c) for k, c in places.get(number, ()) if c < len(rows.vector_CD)]
+        for number, asked in places.items():
+            if not 0 <= number < len(self.chunks):
+                continue
+            rows = self.chunks[number]
+            there = [(k, c) for k, c in asked if c < len(rows.vector_CD)]
             if there:
                 index_K, place_K = torch.tensor(there, device=row_KD.device).T
                 row_KD[index_K] = rows.vector_CD[place_K].float()
@@ -122,7 +135,7 @@ class Names(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return tuple(self)[index]
+            return tuple(self[place] for place in range(*index.indices(len(self))))
         number, place = divmod(index, CHUNK)
         return self.chunks[number].names[place]
 
@@ -149,8 +162,7 @@ class Classes:
     @cached_property
     def labelled(self) -> Tensor | None:
         """Index of each class that has a label; None where all have, since none was forgotten."""
-        index_K = self.count_C.nonzero()[:, 0]
-        return None if len(index_K) == len(self.count_C) else index_K
+        return None if bool(self.count_C.all()) else self.count_C.nonzero()[:, 0]
 
     @cached_property
     def learnt(self) -> Sequence[str]:

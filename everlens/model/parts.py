@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
-from functools import partial
-from typing import Any, TypeVar
+from functools import lru_cache, partial
+from itertools import count, takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,15 @@ from everlens.artifact import Manifest
 from everlens.errors import PartError
 from everlens.model.adapter import AdapterSpec, merged
 from everlens.model.backbone import Backbone
+from everlens.model.chunks import (
+    UNKNOWN,
+    Chunk,
+    Metric,
+    Pieces,
+    build_chunk,
+    chunk_key,
+    chunk_of,
+)
 from everlens.model.classes import (
     CHUNK,
     EVIDENCE_CHUNK,
@@ -47,21 +57,12 @@ from everlens.model.classes import (
 )
 from everlens.model.forms import check_form, read_json, read_tensors
 from everlens.model.fusion import RANGES, Fusion
-from everlens.model.heads import EvidenceHead, class_vectors
-from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot
-from everlens.records import LABEL_CHARACTERS_MAX, clean_name
+from everlens.model.heads import EvidenceHead
+from everlens.model.snapshot import Snapshot
+from everlens.model.tower import Top
 
-# A letter has at most four bytes; quotes, comma and blank stand around a name.
-_NAMES_BYTES_MAX = CHUNK * (4 * LABEL_CHARACTERS_MAX + 4)
 _SPEC_BYTES_MAX = 1024
 _RANK_MAX = 4096
-_COUNT_MAX = 1 << 53  # what every reader of JSON keeps exactly
-_UNIT_TOLERANCE = 1e-3
-
-# Stands for NaN in `record/N`, since a part with a number that is not finite is refused.
-_UNKNOWN = -1.0
-
-Made = TypeVar("Made")
 
 
 def encode_classes(names: Sequence[str], text_CE: Tensor) -> bytes:
@@ -80,7 +81,7 @@ def encode_evidence(mean_CD: Tensor, count_C: Tensor, text_CE: Tensor | None = N
 
 def encode_record(record_CR: Tensor, curve_CN2: Tensor) -> bytes:
     """Return one chunk of what is said of each class, NaN where nothing is known yet."""
-    known_CR = record_CR.float().nan_to_num(nan=_UNKNOWN)
+    known_CR = record_CR.float().nan_to_num(nan=UNKNOWN)
     return save({"record_CR": known_CR.contiguous(), "curve_CN2": curve_CN2.contiguous()})
 
 
@@ -146,18 +147,14 @@ def check_manifest(backbone: Backbone, manifest: Manifest) -> None:
     if manifest.top_blocks > len(backbone.image_tower.blocks):
         raise PartError(f"the image tower cannot be cut at {manifest.top_blocks} blocks")
     names = manifest.parts.keys()
-    chunks = -(-manifest.classes // CHUNK)
-    if chunks > len(names):
+    if -(-manifest.classes // CHUNK) > len(names):
         raise PartError(f"{manifest.classes} classes in {len(names)} parts")
-    whole = {"fusion"}
-    if chunks:
-        pieces = -(-manifest.classes // EVIDENCE_CHUNK)
-        whole |= {"evidence/factor"} | _numbered("classes", chunks) | _numbered("evidence", pieces)
-    if "record/0" in names:
-        whole |= _numbered("record", chunks)
-    if "adapter" in names:
-        tuned = sum(name.startswith("adapter/") for name in names) - 1
-        whole |= {"adapter", "adapter/factor"} | _numbered("adapter", min(max(tuned, 1), chunks))
+    tuned = sum(1 for _ in takewhile(names.__contains__, map("adapter/{}".format, count())))
+    whole = _names_of(
+        manifest.classes,
+        recorded="record/0" in names,
+        tuned=max(tuned, 1) if "adapter" in names else None,
+    )
     if names != whole:
         raise PartError(
             f"version {manifest.version} has not the parts of one with {manifest.classes} classes: "
@@ -165,13 +162,28 @@ def check_manifest(backbone: Backbone, manifest: Manifest) -> None:
         )
 
 
-def _size(prefix: str) -> int:
-    """Return for how many classes a part `prefix/N` stands."""
-    return EVIDENCE_CHUNK if prefix == "evidence" else CHUNK
+@lru_cache(maxsize=2)  # nearly each version has the parts of the one before
+def _names_of(classes: int, *, recorded: bool, tuned: int | None) -> frozenset[str]:
+    """Return the names of all parts of a version; `tuned` of its chunks are in an adapter."""
+    whole, chunks = {"fusion"}, -(-classes // CHUNK)
+    if chunks:
+        pieces = -(-classes // EVIDENCE_CHUNK)
+        whole |= {"evidence/factor"} | _numbered("classes", chunks) | _numbered("evidence", pieces)
+    if recorded:
+        whole |= _numbered("record", chunks)
+    if tuned is not None:
+        whole |= {"adapter", "adapter/factor"} | _numbered("adapter", min(tuned, chunks))
+    return frozenset(whole)
 
 
 def _numbered(prefix: str, chunks: int) -> set[str]:
     return {f"{prefix}/{number}" for number in range(chunks)}
+
+
+def changed_parts(manifest: Manifest, previous: Snapshot) -> list[str]:
+    """Return the names of those parts that a version does not have from the one before."""
+    before = previous.parts
+    return [name for name, digest in manifest.parts.items() if before.get(name) != digest]
 
 
 def build_snapshot(
@@ -186,7 +198,7 @@ def build_snapshot(
     Args:
         backbone: the base model; nothing of it is written to.
         manifest: of the version.
-        parts: digest → bytes, of at least those parts that `previous` does not have.
+        parts: digest → bytes, of at least the `changed_parts`; of all without a `previous`.
         previous: a snapshot whose unchanged pieces are used again.
 
     Raises:
@@ -202,7 +214,7 @@ def build_snapshot(
 
 
 class _Builder:
-    """Puts one snapshot together; `memo` holds each piece under the digests it was made from."""
+    """Puts one snapshot together, of what the version before has wherever its parts are the same."""
 
     def __init__(
         self,
@@ -213,27 +225,26 @@ class _Builder:
     ) -> None:
         self.backbone = backbone
         self.manifest = manifest
-        self.parts = parts
+        self.digests = manifest.parts
+        self.contents = parts
         self.previous = previous
-        self.before = previous.memo if previous is not None else {}
-        self.memo: dict[Hashable, Any] = {}
+        before = previous.memo if previous is not None else {}
+        self.pieces = Pieces(self.digests, parts, before)
 
     def build(self) -> Snapshot:
         for name in ("adapter", "fusion"):  # remembered also where what was made of it is
-            if name in self.manifest.parts:
-                self._load(name)
-        evidence, adapter = self._chunks("evidence"), self._chunks("adapter")
-        classes, records = self._classes(evidence), self._records()
-        spec = self._once(("spec", self._digest("adapter")), self._spec)
+            if name in self.digests:
+                self.pieces.tensors(name)
+        metric = self._metric()
+        chunks = self._chunks(metric)
         top_blocks = self.manifest.top_blocks
+        spec = self._spec()
         if spec is not None and spec.top_blocks != top_blocks:
             raise PartError(f"adapter bends {spec.top_blocks} blocks of another cut")
-        trunk, top = self._once(
+        trunk, top = self.pieces.once(
             ("cut", top_blocks), lambda: self.backbone.answering_tower.cut(top_blocks)
         )
-        tuned = None
-        if spec is not None:
-            tuned = self._once(("top", self._digest("adapter")), lambda: self._tuned_top(top, spec))
+        records = [chunk.record for chunk in chunks if chunk.record is not None]
         return Snapshot(
             backbone=self.backbone,
             version=self.manifest.version,
@@ -241,74 +252,57 @@ class _Builder:
             learned_through=self.manifest.learned_through,
             trunk=trunk,
             frozen_top=top,
-            tuned_top=tuned,
-            classes=classes,
+            tuned_top=None if spec is None else self._tuned_top(top, spec),
+            classes=Classes(
+                self._names([chunk.names for chunk in chunks]),
+                self._table("classes", [chunk.text for chunk in chunks]),
+                torch.cat([torch.zeros(0, dtype=torch.int64), *(c.count_C for c in chunks)]),
+            ),
             record=tuple(record_CR for record_CR, _ in records),
             curve=tuple(curve_CN2 for _, curve_CN2 in records),
-            evidence=self._head("evidence", evidence),
-            adapter=self._head("adapter", adapter),
-            adapter_text_CE=self._adapter_text(adapter),
-            fusion=self._once(("fusion", self._digest("fusion")), self._fusion),
-            memo=self.memo,
+            evidence=self._head("evidence", metric, [chunk.evidence for chunk in chunks]),
+            adapter=self._head("adapter", metric, [chunk.adapter for chunk in chunks]),
+            adapter_text_CE=self._tuned_text(chunks),
+            fusion=self._fusion(),
+            parts=self.digests,
+            memo=self.pieces.made,
         )
 
-    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        value: Made = self.before[key] if key in self.before else make()
-        self.memo[key] = value
-        return value
+    def _metric(self) -> Metric:
+        """Return what the vectors of all classes are made with."""
+        device, factor_DD = self.backbone.device, {}
+        for expert in ("evidence", "adapter"):
+            name = f"{expert}/factor"
+            if name in self.digests:
+                loaded_DD = self.pieces.tensors(name)["factor_DD"]
+                if loaded_DD.shape[0] != loaded_DD.shape[1]:
+                    raise PartError(f"{name} is not square: {tuple(loaded_DD.shape)}")
+                key = ("factor", self.digests[name])
+                factor_DD[expert] = self.pieces.once(key, partial(loaded_DD.to, device))
+        digests = {expert: self.digests[f"{expert}/factor"] for expert in factor_DD}
+        return Metric(factor_DD, digests, precision(self.manifest.classes, device), device)
 
-    def _digest(self, name: str) -> str | None:
-        return self.manifest.parts.get(name)
+    def _chunks(self, metric: Metric) -> list[Chunk]:
+        """Return the chunks of all classes; those that the version before has as they are."""
+        before: Mapping[Hashable, Any] = {}
+        touched: set[int | None] = set()
+        if self.previous is not None:
+            before = self.previous.memo
+            touched = {chunk_of(name) for name in changed_parts(self.manifest, self.previous)}
+        chunks = []
+        for number, span in chunks_of(self.manifest.classes):
+            classes, place = span.stop - span.start, ("chunk", number)
+            chunk: Chunk | None = before.get(place)
+            made_of = chunk_key(self.digests, number, classes, metric)
+            if chunk is None or number in touched or chunk.key != made_of:
+                own = Pieces(self.digests, self.contents, chunk.pieces if chunk is not None else {})
+                chunk = build_chunk(own, number, classes, metric)
+            self.pieces.made[place] = chunk
+            chunks.append(chunk)
+        return chunks
 
-    def _load(self, name: str) -> dict[str, Tensor]:
-        digest = self.manifest.parts[name]
-
-        def read() -> dict[str, Tensor]:
-            if digest not in self.parts:
-                raise PartError(f"part {name} ({digest[:12]}) was not fetched")
-            return read_tensors(self.parts[digest], name)
-
-        tensors = self._once(("part", digest), read)
-        # Each time: the same bytes may be named as two kinds.
-        check_form(tensors, name)
-        return tensors
-
-    def _chunks(self, prefix: str) -> list[dict[str, Tensor]]:
-        """Return the loaded chunks `prefix/0`, `prefix/1`, …, with a row for each of their classes."""
-        loaded: list[dict[str, Tensor]] = []
-        for number, span in chunks_of(self.manifest.classes, _size(prefix)):
-            name, most = f"{prefix}/{number}", span.stop - span.start
-            digest = self._digest(name)
-            if digest is None:
-                break
-            # Classes that came after an adapter was fitted are missing at its end.
-            last = prefix == "adapter" and f"{prefix}/{number + 1}" not in self.manifest.parts
-            least = 1 if last else most
-            key = ("chunk", name, digest, least, most)
-            loaded.append(self._once(key, partial(self._checked, name, least, most)))
-            self.memo["part", digest] = loaded[-1]  # also where it was checked before
-        return loaded
-
-    def _checked(self, name: str, least: int, most: int) -> dict[str, Tensor]:
-        chunk = self._load(name)
-        _check_rows(chunk, name, least, most)
-        return chunk
-
-    def _classes(self, evidence: list[dict[str, Tensor]]) -> Classes:
-        loaded = self._chunks("classes")
-        counts = [chunk["count_C"] for chunk in evidence]
-        return Classes(
-            self._names(loaded),
-            self._table("classes", loaded),
-            torch.cat([torch.zeros(0, dtype=torch.int64), *counts]),
-        )
-
-    def _names(self, loaded: list[dict[str, Tensor]]) -> Names:
+    def _names(self, chunks: list[NameChunk]) -> Names:
         """Return all names, those that are not where they stood before compared with the others."""
-        chunks = [
-            self._once(("names", self._digest(f"classes/{number}")), partial(_names, chunk, number))
-            for number, chunk in enumerate(loaded)
-        ]
         before = self.previous.classes.names.chunks if self.previous is not None else ()
         for number, chunk in enumerate(chunks):
             old = before[number] if number < len(before) else NameChunk(())
@@ -320,134 +314,65 @@ class _Builder:
                     raise PartError(f"the class name {name!r} stands twice in the table")
         return Names(chunks)
 
-    def _table(self, prefix: str, loaded: list[dict[str, Tensor]]) -> Table:
-        """Return the text vectors of the loaded chunks as they are scored."""
-        classes, device = self.manifest.classes, self.backbone.device
-        dtype = precision(classes, device)
-        rows = [
-            self._once(
-                ("text", self._digest(f"{prefix}/{number}"), dtype),
-                partial(Rows.of, chunk["text_CE"].to(device, dtype)),
-            )
-            for number, chunk in enumerate(loaded)
-        ]
-        if len({chunk.vector_CD.shape[1] for chunk in rows}) > 1:
+    def _table(self, prefix: str, chunks: Sequence[Rows]) -> Table:
+        """Return the text vectors of the chunks as one table."""
+        if len({rows.vector_CD.shape[1] for rows in chunks}) > 1:
             raise PartError(f"{prefix} has text vectors of several widths")
-        return Table(tuple(rows), classes)
+        return Table(tuple(chunks), self.manifest.classes)
 
-    def _records(self) -> list[tuple[Tensor, Tensor]]:
-        """Return figures and curve of each class; a version without the part knows nothing."""
-        return [
-            self._once(("record", self._digest(f"record/{number}")), partial(_record, chunk))
-            for number, chunk in enumerate(self._chunks("record"))
-        ]
-
-    def _head(self, prefix: str, loaded: list[dict[str, Tensor]]) -> EvidenceHead | None:
-        factor_digest = self._digest(f"{prefix}/factor")
-        if factor_digest is None:
-            return None
-        device = self.backbone.device
-        loaded_DD = self._load(f"{prefix}/factor")["factor_DD"]
-        if loaded_DD.shape[0] != loaded_DD.shape[1]:
-            raise PartError(f"{prefix}/factor is not square: {tuple(loaded_DD.shape)}")
-        factor_DD = self._once(("factor", factor_digest), lambda: loaded_DD.to(device))
-        dtype = precision(self.manifest.classes, device)
-        keys: list[Hashable] = []
-        for number, chunk in enumerate(loaded):
-            keys.append(("vectors", factor_digest, self._digest(f"{prefix}/{number}"), dtype))
-            self._once(keys[-1], partial(_vectors, factor_DD, chunk["mean_CD"], dtype))
-        if not keys:
-            return None
-        together = CHUNK // _size(prefix)
-        groups = [tuple(keys[k : k + together]) for k in range(0, len(keys), together)]
-        rows = [self._once(group, partial(self._together, group)) for group in groups]
+    def _head(
+        self, expert: str, metric: Metric, chunks: Sequence[Rows | None]
+    ) -> EvidenceHead | None:
         # A class that came after the adapter was fitted is unknown to it.
-        return EvidenceHead(factor_DD, Table(tuple(rows), self.manifest.classes))
-
-    def _together(self, keys: Sequence[Hashable]) -> Rows:
-        """Return the vectors under these keys as one chunk, from now on the memory of them all."""
-        rows = Rows.of(torch.cat([self.memo[key] for key in keys]))
-        start = 0
-        for key in keys:
-            end = start + len(self.memo[key])
-            self.memo[key] = rows.vector_CD[start:end]
-            start = end
-        return rows
-
-    def _adapter_text(self, chunks: list[dict[str, Tensor]]) -> Table | None:
-        """Return the tuned text vectors by class."""
-        if not any("text_CE" in chunk for chunk in chunks):
+        known = tuple(rows for rows in chunks if rows is not None)
+        if not known:
             return None
-        return self._table("adapter", chunks)  # a KeyError where one has none
+        return EvidenceHead(metric.factor_DD[expert], Table(known, self.manifest.classes))
+
+    def _tuned_text(self, chunks: Sequence[Chunk]) -> Table | None:
+        """Return the tuned text vectors by class."""
+        tuned = [chunk.tuned_text for chunk in chunks if chunk.adapter is not None]
+        known = [rows for rows in tuned if rows is not None]
+        if not known:
+            return None
+        if len(known) < len(tuned):
+            raise PartError("an adapter has tuned text vectors of some classes alone")
+        return self._table("adapter", known)
 
     def _spec(self) -> AdapterSpec | None:
-        if self._digest("adapter") is None:
+        if "adapter" not in self.digests:
             return None
-        return _spec_in(self._load("adapter")["spec"])
+        tensors = self.pieces.tensors("adapter")
+        return self.pieces.once(
+            ("spec", self.digests["adapter"]), lambda: _spec_in(tensors["spec"])
+        )
 
-    def _tuned_top(self, top: Any, spec: AdapterSpec) -> Any:
+    def _tuned_top(self, top: Top, spec: AdapterSpec) -> Top:
+        if not spec.tunes("image"):
+            return top
+        return self.pieces.once(
+            ("top", self.digests["adapter"]), lambda: self._merged_top(top, spec)
+        )
+
+    def _merged_top(self, top: Top, spec: AdapterSpec) -> Top:
         tensors = {
             name.removeprefix("image."): tensor.to(self.backbone.device)
-            for name, tensor in self._load("adapter").items()
+            for name, tensor in self.pieces.tensors("adapter").items()
             if name.startswith("image.")
         }
         _, exact = self.backbone.image_tower.cut(spec.top_blocks)
-        return merged(exact, top, tensors, spec) if spec.tunes("image") else top
+        return merged(exact, top, tensors, spec)
 
     def _fusion(self) -> Fusion:
-        values = self._load("fusion")["fusion"]
-        if values.shape != (len(fields(Fusion)),):
-            raise PartError(f"fusion holds {tuple(values.shape)} numbers")
-        fusion = Fusion(*values.tolist())
-        for name, (least, most) in RANGES.items():
-            if not least <= getattr(fusion, name) <= most:
-                raise PartError(f"fusion has {name} {getattr(fusion, name)}, not {least} to {most}")
-        return fusion
+        values = self.pieces.tensors("fusion")["fusion"]
+        return self.pieces.once(("made", self.digests["fusion"]), partial(_fusion_of, values))
 
 
-def _check_rows(chunk: Mapping[str, Tensor], name: str, least: int, most: int) -> None:
-    """Return when a chunk can be that of so many classes."""
-    rows = {len(tensor) for key, tensor in chunk.items() if key != "names"}
-    if len(rows) != 1 or not least <= rows.pop() <= most:
-        raise PartError(f"{name} has not a row for each of {most} classes")
-    # A longer one would win every answer.
-    if "text_CE" in chunk:
-        norm_C = chunk["text_CE"].norm(dim=1)
-        if not bool(((norm_C - 1).abs() < _UNIT_TOLERANCE).all()):
-            raise PartError(f"{name} has a text vector whose length is not one")
-    if "count_C" in chunk:
-        count_C = chunk["count_C"]
-        if bool(((count_C < 0) | (count_C > _COUNT_MAX)).any()):
-            raise PartError("a class has a count that no number of samples gives")
-
-
-def _names(chunk: Mapping[str, Tensor], number: int) -> NameChunk:
-    names = read_json(chunk["names"], _NAMES_BYTES_MAX)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise PartError("class table is not a list of names")
-    for name in names:
-        if clean_name(name, field="class name") != name:
-            raise PartError(f"class name {name!r} is not in the form in which names are kept")
-    if len(names) != len(chunk["text_CE"]):
-        raise PartError(f"classes/{number} has {len(names)} names for other vectors")
-    if len(set(names)) != len(names):
-        raise PartError(f"a class name stands twice in classes/{number}")
-    return NameChunk(names)
-
-
-def _record(chunk: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    record_CR, curve_CN2 = chunk["record_CR"], chunk["curve_CN2"]
-    if record_CR.shape[1] != len(RECORD):
-        raise PartError(f"a record has {record_CR.shape[1]} columns, not {len(RECORD)}")
-    if curve_CN2.shape[1:] != (CURVE_BINS, 2):
-        raise PartError(f"a curve has {tuple(curve_CN2.shape[1:])} numbers a class")
-    if bool((curve_CN2[:, :, 1] > curve_CN2[:, :, 0]).any()):
-        raise PartError("a curve has more right answers than answers")
-    return record_CR.masked_fill(record_CR == _UNKNOWN, torch.nan), curve_CN2
-
-
-def _vectors(factor_DD: Tensor, mean_CD: Tensor, dtype: torch.dtype) -> Tensor:
-    vector_CD = class_vectors(factor_DD, mean_CD.to(factor_DD.device))
-    if not bool(vector_CD.isfinite().all()):
-        raise PartError("a class overflows in the metric of the factor")
-    return vector_CD.to(dtype)
+def _fusion_of(values: Tensor) -> Fusion:
+    if values.shape != (len(fields(Fusion)),):
+        raise PartError(f"fusion holds {tuple(values.shape)} numbers")
+    fusion = Fusion(*values.tolist())
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(fusion, name) <= most:
+            raise PartError(f"fusion has {name} {getattr(fusion, name)}, not {least} to {most}")
+    return fusion

@@ -82,7 +82,9 @@ class Snapshot:
     adapter: EvidenceHead | None
     adapter_text_CE: Table | None  # through a tuned text tower; none where it was not tuned
     fusion: Fusion
-    # Pieces by the digests they were made from, for the next version to use again.
+    # What it was made of, for the next version to use again: the digests of its parts by name, and
+    # what was made of them by what it was made from.
+    parts: Mapping[str, str] = field(default_factory=dict, repr=False)
     memo: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
@@ -154,7 +156,9 @@ class Snapshot:
         count_C = self.classes.count_C
         if classes is None:
             return count_C
-        return torch.tensor([int(count_C[index]) if index >= 0 else 0 for index in classes])
+        index_K = torch.tensor(classes, dtype=torch.int64)
+        known_K = count_C[index_K.clamp(min=0)] if len(count_C) else torch.zeros_like(index_K)
+        return known_K.masked_fill(index_K < 0, 0)
 
     @property
     def learnt(self) -> Sequence[str]:

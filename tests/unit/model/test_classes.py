@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from torch.nn import functional
 
 from everlens.artifact import Manifest, digest_of
 from everlens.errors import PartError
+from everlens.model import chunks as of_chunks
 from everlens.model import forms
 from everlens.model import parts as published
 from everlens.model.backbone import Backbone
+from everlens.model.chunks import Pieces
 from everlens.model.classes import CHUNK, EVIDENCE_CHUNK, chunks_of, precision, table
 from everlens.model.fusion import Fusion
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores, text_logits
-from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot, Views
+from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot, Views, base_snapshot
 from tests.reference import evidence as reference
 
 CLASSES = 2 * CHUNK + 100
@@ -67,10 +69,10 @@ class Published:
         contents = self.contents()
         digests = {name: digest_of(content) for name, content in contents.items()}
         manifest = Manifest(1, "", self.backbone.fingerprint, 1, 1, len(self.names), 2, digests)
-        known = previous.memo if previous is not None else {}
-        blobs = {digest_of(content): content for content in contents.values()}
-        missing = {d: content for d, content in blobs.items() if ("part", d) not in known}
-        return published.build_snapshot(self.backbone, manifest, missing, previous)
+        lent = previous or base_snapshot(self.backbone, 2)
+        new = [contents[name] for name in published.changed_parts(manifest, lent)]
+        blobs = {digest_of(content): content for content in new}
+        return published.build_snapshot(self.backbone, manifest, blobs, previous)
 
 
 @pytest.fixture
@@ -111,6 +113,7 @@ class Work:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.parts: list[str] = []
         self.rows = 0
+        self.walked = 0
         read, whiten = forms.read_tensors, class_vectors
 
         def reading(content: bytes, name: str) -> dict[str, Tensor]:
@@ -121,8 +124,16 @@ class Work:
             self.rows += len(mean_CD)
             return whiten(factor_DD, mean_CD)
 
-        monkeypatch.setattr(published, "read_tensors", reading)
-        monkeypatch.setattr(published, "class_vectors", whitening)
+        once = Pieces.once
+
+        def walking(self: Pieces, key: Hashable, make: Callable[[], Any]) -> Any:
+            work.walked += 1
+            return once(self, key, make)
+
+        work = self
+        monkeypatch.setattr(of_chunks, "read_tensors", reading)
+        monkeypatch.setattr(of_chunks, "class_vectors", whitening)
+        monkeypatch.setattr(Pieces, "once", walking)
 
 
 def test_a_sample_of_one_class_touches_no_other_chunk(
@@ -159,6 +170,22 @@ def test_a_new_class_touches_the_last_chunks(
     assert second.classes.names.find("one more") == CLASSES
     assert second.samples("one more") == 1
     assert first.classes.names.find("one more") == -1
+
+
+def test_a_swap_walks_through_what_changed(
+    small_model: Callable[[str], Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One label more is as much work among eight chunks as among two."""
+    work = Work(monkeypatch)
+    walked = []
+    for chunks in (2, 8):
+        made = Published(small_model("vit"), chunks * CHUNK)
+        first = made.build()
+        work.walked = 0
+        made.count_C[70] += 1
+        made.build(first)
+        walked.append(work.walked)
+    assert walked[0] == walked[1] > 0
 
 
 def test_a_history_of_changes_gives_the_bits_of_a_start(made: Published) -> None:

@@ -249,8 +249,8 @@ def test_unchanged_pieces_are_used_again(version: Version) -> None:
     assert second.evidence.factor_DD is first.evidence.factor_DD
     shared = first.memo.keys() & second.memo.keys()
     assert all(second.memo[key] is first.memo[key] for key in shared)
-    assert ("part", digest_of(contents["evidence/0"])) in shared
-    assert ("part", digest_of(contents["fusion"])) not in second.memo
+    assert ("chunk", 0) in shared
+    assert ("fusion", digest_of(contents["fusion"])) not in second.memo
 
 
 def test_evidence_alone_keeps_the_tuned_top(version: Version) -> None:
