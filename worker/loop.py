@@ -312,7 +312,7 @@ class Loop:
             # The state is an older copy, and learns again what was published before.
             self.publisher.check_again(manifest)
         else:
-            missing = self.publisher.missing(sorted(set(manifest.parts.values())))
+            missing = self.publisher.missing(sorted(contents))  # the others are the head's
             self.publisher.store({digest: contents[digest] for digest in missing})
             version = manifest.version
             # Of no other sample the id is remembered, by which somebody could ask.

@@ -38,10 +38,16 @@ _HEAD_BYTES_MAX = 16 + 1 + 64
 
 
 class Publisher:
-    """The learner's half: only the holder of the lease gets anything done."""
+    """
+    The learner's half: only the holder of the lease gets anything done.
+
+    It remembers which parts the kept versions name, so that of thousands it asks for the new ones.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self._named: dict[int, frozenset[str]] = {}  # version → digests of its parts
+        self._head = ""  # digest of the head, if this publisher made it, with all its parts there
         self.client = stream.client
         self.keys = stream.keys
         self._publish = self.client.register_script(script("publish"))
@@ -82,7 +88,9 @@ class Publisher:
                 "restored_from": manifest.restored_from,
             }
         )
-        part_keys = [self.keys.part(digest) for digest in sorted(set(manifest.parts.values()))]
+        named = frozenset(manifest.parts.values())
+        there = self._named.get(manifest.version - 1) if manifest.parent == self._head else None
+        part_keys = [self.keys.part(digest) for digest in sorted(named - (there or frozenset()))]
         letters = [field for letter in dead for field in (str(letter.seq), letter.reason)]
         with reaching_the_log():
             answer = self._publish(
@@ -117,6 +125,9 @@ class Publisher:
                 "restore the state that belongs to this log"
             )
         raise_for(answer)
+        self._named[manifest.version] = named
+        # The script looks at no part of a head that it finds.
+        self._head = manifest.digest if text(answer[1]) == "new" else ""
 
     def check_again(self, manifest: Manifest) -> None:
         """
@@ -150,10 +161,16 @@ class Publisher:
             gone = [v for v in versions if v <= newest - VERSIONS_KEPT and v != pinned]
             if not gone:
                 return
-            manifests = self.client.mget([keys.manifest(version) for version in versions])
-        named: dict[bool, set[str]] = {True: set(), False: set()}
-        for version, manifest in zip(versions, manifests, strict=True):
-            named[version in gone] |= _part_digests(manifest) if manifest else set()
+            unread = [version for version in versions if version not in self._named]
+            manifests = self.client.mget([keys.manifest(v) for v in unread]) if unread else []
+        self._named |= {
+            version: _part_digests(manifest)
+            for version, manifest in zip(unread, manifests, strict=True)
+        }
+        unnamed = frozenset[str]().union(*(self._named[version] for version in gone))
+        for version in versions:
+            if version not in gone:
+                unnamed -= self._named[version]
         with reaching_the_log():
             raise_for(
                 self._collect(
@@ -161,11 +178,12 @@ class Publisher:
                         keys.meta,
                         keys.manifests,
                         *(keys.manifest(version) for version in gone),
-                        *(keys.part(digest) for digest in sorted(named[True] - named[False])),
+                        *(keys.part(digest) for digest in sorted(unnamed)),
                     ],
                     args=[self.stream.epoch, self.stream.fence, text(pin or b""), *gone],
                 )
             )
+        self._named = {v: self._named[v] for v in versions if v not in gone}
 
     def head(self) -> tuple[int, str]:
         """Return version and digest of the head; (0, "") before the first publication."""
@@ -323,8 +341,10 @@ def _parse_head(head: bytes | str | None) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _part_digests(manifest: bytes | str) -> set[str]:
+def _part_digests(manifest: bytes | str | None) -> frozenset[str]:
+    if not manifest:
+        return frozenset()
     try:
-        return set(json.loads(manifest)["parts"].values())
+        return frozenset(json.loads(manifest)["parts"].values())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PartError(f"a stored manifest is not one of ours: {error!r}") from error

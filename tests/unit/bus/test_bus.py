@@ -479,10 +479,32 @@ def test_head_does_not_move_without_its_parts(stream: Stream) -> None:
     assert (0, "") == Publisher(stream).head()
 
 
-def test_old_versions_go_and_shared_parts_stay(stream: Stream, client: redis.Redis) -> None:
+def test_a_start_looks_at_all_parts_of_a_version(stream: Stream, client: redis.Redis) -> None:
+    """Who made the head looks at what is new; another one believes nothing to be there."""
+    publisher, shared = Publisher(stream), {"shared": b"shared"}
+    first = manifest(1, "", shared)
+    publish(publisher, first, shared)
+    client.delete(stream.keys.part(digest_of(b"shared")))
+    second = manifest(2, first.digest, {**shared, "own": b"own"})
+    publisher.store({digest_of(b"own"): b"own"})
+
+    with pytest.raises(Exception, match="PART"):
+        Publisher(stream).publish(second, [])
+    publisher.publish(second, [])
+    with pytest.raises(Exception, match="PART"):
+        publisher.publish(manifest(3, second.digest, {**shared, "own": b"never stored"}), [])
+    assert (2, second.digest) == publisher.head()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_old_versions_go_and_shared_parts_stay(
+    stream: Stream, client: redis.Redis, restarts: bool
+) -> None:
     """The last versions are kept with all that they name; parts only older ones named are gone."""
     publisher, parent, count = Publisher(stream), "", VERSIONS_KEPT + 3
     for version in range(1, count + 1):
+        if restarts:
+            publisher = Publisher(stream)
         parts = {"shared": b"shared", "own": b"%d" % version}
         made = manifest(version, parent, parts)
         publish(publisher, made, parts)
