@@ -4,19 +4,29 @@ Ten thousand swaps: what a query that meets a swap waits, early and late, and th
 In one process, with the service's own hot swap, probe, batcher and snapshots over a small model: a
 swap's cost in the large models is that of their probe. Only the log is left out, so that all fit
 into half a minute; it has a row of its own.
+
+A neighbour on the machine moves p99 of a tenth by half and more. So what grows is told from all of
+the run, by the median slope through the p99 of each hundredth (Theil and Sen) with its interval, and
+from the processor's seconds, which a wait for the core does not enter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import theilslopes
 
 from bench.load import percentile
+from bench.measure import Spread
 from bench.running import memory_bytes, scratch
 from bench.serve.findings import Findings
 from bench.serve.stage import Stage
@@ -38,6 +48,14 @@ from service.serving import Serving
 SWAPS = 10_000
 FLAT, GROWTH_BYTES = 1.25, 16 * 2**20
 _TOP_BLOCKS = 2
+_WINDOWS = 100
+
+
+class Stall(NamedTuple):
+    """What a query that met a swap took: on the clock, and of the processor in all threads."""
+
+    wall_s: float
+    cpu_s: float
 
 
 def measure(_: Stage, swaps: int = SWAPS) -> Findings:
@@ -47,32 +65,57 @@ def measure(_: Stage, swaps: int = SWAPS) -> Findings:
     torch.set_num_threads(1)  # a model this small is slower on two
     try:
         with scratch() as folder:
-            stalls_s, memory = asyncio.run(_swapped(folder, swaps))
+            stalls, memory = asyncio.run(_swapped(folder, swaps))
     finally:
         torch.set_num_threads(threads)
+    wall_s, cpu_s = ([stall[k] for stall in stalls] for k in range(2))
+    wall, cpu = growth_of(wall_s), growth_of(cpu_s)
     tenth = swaps // 10
-    early, late = (percentile(sorted(s), 0.99) for s in (stalls_s[:tenth], stalls_s[-tenth:]))
-    growth = memory[-1] - memory[0]
+    early, late = (1e3 * p99(part) for part in (wall_s[:tenth], wall_s[-tenth:]))
+    memory_growth = memory[-1] - memory[0]
     found.add(
-        f"{swaps} swaps of a small model: p99 of a query that meets one, first tenth, last tenth",
-        f"{1e3 * early:.3g} ms, {1e3 * late:.3g} ms",
-        f"<= {FLAT} x",
-        ok=late <= FLAT * early,
-        swap_stall_growth=late / early,
+        f"{swaps} swaps of a small model: p99 of a query that meets one, growth in processor time",
+        f"{cpu} of {1e3 * p99(cpu_s):.3g} ms",
+        f"<= {FLAT} x, 95 %",
+        ok=cpu.high <= FLAT,
+        swap_stall_growth=cpu.median,
+        swap_stall_growth_at_most=cpu.high,
+    )
+    found.add(
+        "likewise on the clock, its neighbours included; first tenth, last tenth",
+        f"{wall}; {early:.3g} ms, {late:.3g} ms",
+        swap_stall_growth_wall=wall.median,
     )
     found.add(
         "memory after the last swap over that after the first tenth",
-        f"{growth / 2**20:+.3g} MB of {memory[0] / 2**20:.0f}",
+        f"{memory_growth / 2**20:+.3g} MB of {memory[0] / 2**20:.0f}",
         f"<= {GROWTH_BYTES / 2**20:.0f} MB",
-        ok=growth <= GROWTH_BYTES,
-        swap_memory_growth_mb=growth / 2**20,
+        ok=memory_growth <= GROWTH_BYTES,
+        swap_memory_growth_mb=memory_growth / 2**20,
     )
-    found.keep(memory_bytes=memory, stalls_s=stalls_s[:: max(1, swaps // 1000)])
+    found.keep(memory_bytes=memory, stalls_s=wall_s, stalls_cpu_s=cpu_s)
     return found
 
 
-async def _swapped(folder: Path, swaps: int) -> tuple[list[float], list[int]]:
-    """Return what a query waited in each swap, and the memory after each tenth of them."""
+def p99(seconds: Sequence[float]) -> float:
+    """Return what one in a hundred exceeds."""
+    return percentile(sorted(seconds), 0.99)
+
+
+def growth_of(seconds: Sequence[float]) -> Spread:
+    """
+    Return last over first of the p99 of each hundredth, with the ends of its 95 % interval.
+
+    Source: Sen, Journal of the American Statistical Association 63 (1968), of logarithms.
+    """
+    size = max(1, len(seconds) // _WINDOWS)
+    log_W = np.log([p99(seconds[k : k + size]) for k in range(0, len(seconds), size)])
+    slope, _, low, high = theilslopes(log_W, alpha=0.95)
+    return Spread(*(float(np.exp(s * (len(log_W) - 1))) for s in (slope, low, high)))
+
+
+async def _swapped(folder: Path, swaps: int) -> tuple[list[Stall], list[int]]:
+    """Return what a query took in each swap, and the memory after each tenth of them."""
     backbone = load_backbone(
         str(write_tiny_clip(folder / "tiny")), "random", device=torch.device("cpu")
     )
@@ -92,18 +135,21 @@ async def _swapped(folder: Path, swaps: int) -> tuple[list[float], list[int]]:
     versions = Versions(backbone, 10, top_blocks=_TOP_BLOCKS)
     first, picture = versions.first(), probe_picture(backbone)
     await swaps_in._take(first.manifest, first.contents)
-    stalls_s, memory = [], []
+    stalls, memory = [], []
+    gc.collect()
+    gc.freeze()  # as the service does
     for number in range(swaps):
         version = versions.tuned() if number % 2 else versions.learnt(number % 10)
         swap = asyncio.create_task(swaps_in._take(version.manifest, version.contents))
         await asyncio.sleep(0)  # it is under way when the query comes
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         await batcher.ask([Query(picture, None, 1)])
-        stalls_s.append(time.perf_counter() - started)
+        stalls.append(Stall(time.perf_counter() - started, time.process_time() - used))
         await swap
         if (number + 1) % (swaps // 10) == 0:
             memory.append(memory_bytes(os.getpid()))
     await batcher.stop()
     builder.shutdown()
     await client.aclose()
-    return stalls_s, memory
+    gc.unfreeze()
+    return stalls, memory

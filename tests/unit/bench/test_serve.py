@@ -80,6 +80,19 @@ def test_swaps_are_counted_in_tenths(stage: Stage) -> None:
     assert min(found.raw["stalls_s"]) > 0
 
 
+def test_growth_of_a_tail_is_told_from_its_noise() -> None:
+    """A tail that doubles is seen to, one that only scatters is not, whatever the median does."""
+    random = np.random.default_rng(0)
+    steady = 5e-3 * random.lognormal(0, 0.3, 10_000)
+    late = np.arange(10_000) / 10_000
+    tail = np.where(random.random(10_000) < 0.1, 4.0, 1.0)
+
+    flat = stalls.growth_of((steady * tail).tolist())
+    assert 1 / stalls.FLAT < flat.low < 1 < flat.high < stalls.FLAT
+    growing = stalls.growth_of((steady * tail ** (1 + late / 2)).tolist())
+    assert stalls.FLAT < growing.low < 2 < growing.high
+
+
 def test_a_publication_is_the_learners_own(stage: Stage) -> None:
     """The learner that knows made-up classes publishes them; every turn is measured but the first."""
     costs = asyncio.run(publication._costs(stage, 1100))
