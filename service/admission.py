@@ -35,11 +35,12 @@ class GroupAdmission:
         self._waiting.append((list(samples), future))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send())
+        late = LogUnavailable(f"the log did not answer within {ANSWER_S:g} s")
+        timer = asyncio.get_running_loop().call_later(ANSWER_S, _fail, future, late)
         try:
-            async with asyncio.timeout(ANSWER_S):
-                return await future
-        except TimeoutError:
-            raise LogUnavailable(f"the log did not answer within {ANSWER_S:g} s") from None
+            return await future
+        finally:
+            timer.cancel()
 
     async def _send(self) -> None:
         while group := self._take():

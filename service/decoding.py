@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from everlens.errors import ImageError
 from everlens.pixels import Pixels, PixelSpec
@@ -68,8 +70,8 @@ class DecodingPool:
         ]
         self._seconds = metrics.decode_seconds
         self._free = list(self.decoders)
+        self._waiting: deque[_Turn[Any]] = deque()
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="decode")
-        self._places = asyncio.Semaphore(count)
         self._list_places = asyncio.Semaphore(count)
         self._large_places = asyncio.Semaphore(max(1, count - 1))
 
@@ -131,55 +133,121 @@ class DecodingPool:
                     break
             return outcomes
 
-        lists = [self._list_places] if len(contents) > 1 else []
-        outcomes = await self._turn(partial(turn, large=False), *lists, self._places)
+        lists = self._list_places if len(contents) > 1 else None
+        outcomes = await self._turn(partial(turn, large=False), lists)
         if isinstance(outcomes[0], Large):
-            outcomes = await self._turn(partial(turn, large=True), self._large_places, self._places)
+            outcomes = await self._turn(partial(turn, large=True), self._large_places)
         return [outcome for outcome in outcomes if not isinstance(outcome, Large)]
 
     def close(self) -> None:
         """End the children; pictures that are under way are refused."""
+        self._waiting.clear()
         for decoder in self.decoders:
             decoder.interrupt()
         self._executor.shutdown(cancel_futures=True)
         for decoder in self.decoders:
             decoder.close()
 
-    async def _turn(self, work: Callable[[Decoder], Done], *places: asyncio.Semaphore) -> Done:
-        """Return what comes of some work with a decoder, which holds these places meanwhile."""
-        await self._take(places)
-        decoder = min(self._free, key=lambda free: free.failures)
-        self._free.remove(decoder)
-
-        def give_back(done: asyncio.Future[Done]) -> None:
-            if not done.cancelled():
-                done.exception()  # looked at: the client may have left, nobody else will
-            self._free.append(decoder)
-            for place in places:
-                place.release()
-
-        # Shielded, since the decoder goes on when the client has left: its place stays taken.
-        running = asyncio.get_running_loop().run_in_executor(
-            self._executor, copy_context().run, work, decoder
-        )
-        running.add_done_callback(give_back)
-        return await asyncio.shield(running)
-
-    async def _take(self, places: tuple[asyncio.Semaphore, ...]) -> None:
-        taken = []
+    async def _turn(self, work: Callable[[Decoder], Done], place: asyncio.Semaphore | None) -> Done:
+        """Return what comes of some work with a decoder, which has this place until it is done."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self.wait_s
+        if place is not None:
+            await _take(place, give_up_at)
+        turn: _Turn[Done] = _Turn(work, copy_context(), loop.create_future(), place)
+        self._waiting.append(turn)
+        self._begin_turns()
+        timer = loop.call_at(give_up_at, self._refuse, turn)
         try:
-            async with asyncio.timeout(self.wait_s):
-                for place in places:
-                    await place.acquire()
-                    taken.append(place)
-        except BaseException as error:
-            for place in taken:
-                place.release()
-            if isinstance(error, TimeoutError):
-                raise Problem(
-                    "busy", "too many pictures wait to be decoded; send this again", retry_after_s=2
-                ) from None
+            return await turn.answer
+        except asyncio.CancelledError:
+            self._withdraw(turn)  # one that has begun goes on: decoder and place stay taken
             raise
+        finally:
+            timer.cancel()
+
+    def _begin_turns(self) -> None:
+        """Give decoders that are free to those who wait, the best decoder first."""
+        while self._free and (turn := self._next()) is not None:
+            decoder = min(self._free, key=lambda free: free.failures)
+            self._free.remove(decoder)
+            self._executor.submit(self._take_turns, decoder, turn)
+
+    def _next(self) -> _Turn[Any] | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def _take_turns(self, decoder: Decoder, turn: _Turn[Any] | None) -> None:
+        """
+        Work for one turn after the other, in a decoder's thread.
+
+        The next is taken from here as long as one waits: the event loop has more to do, and would
+        not come to it at once. A decoder that does not start is no help and steps back.
+        """
+        while turn is not None:
+            tell = turn.done_with(decoder)
+            following = None if decoder.failures else self._next()
+            free = None if following is not None else decoder
+            turn.answer.get_loop().call_soon_threadsafe(self._end, turn, tell, free)
+            turn = following
+
+    def _end(self, turn: _Turn[Any], tell: Callable[[], None], free: Decoder | None) -> None:
+        turn.release()
+        if free is not None:
+            self._free.append(free)
+            self._begin_turns()
+        if not turn.answer.done():  # the client may have left
+            tell()
+
+    def _refuse(self, turn: _Turn[Any]) -> None:
+        if self._withdraw(turn) and not turn.answer.done():
+            turn.answer.set_exception(_busy())
+
+    def _withdraw(self, turn: _Turn[Any]) -> bool:
+        """Let a turn wait no more; return whether it had not begun."""
+        try:
+            self._waiting.remove(turn)
+        except ValueError:
+            return False
+        turn.release()
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Turn(Generic[Done]):
+    """Some work that waits for a decoder, and whoever waits for its answer."""
+
+    work: Callable[[Decoder], Done]
+    context: Context
+    answer: asyncio.Future[Done]
+    place: asyncio.Semaphore | None
+
+    def done_with(self, decoder: Decoder) -> Callable[[], None]:
+        """Do the work; return what tells what came of it, to be called in the event loop."""
+        try:
+            value = self.context.run(self.work, decoder)
+        except BaseException as error:
+            return partial(self.answer.set_exception, error)
+        return partial(self.answer.set_result, value)
+
+    def release(self) -> None:
+        """Give the place back."""
+        if self.place is not None:
+            self.place.release()
+
+
+async def _take(place: asyncio.Semaphore, give_up_at: float) -> None:
+    try:
+        async with asyncio.timeout_at(give_up_at):
+            await place.acquire()
+    except TimeoutError:
+        raise _busy() from None
+
+
+def _busy() -> Problem:
+    return Problem("busy", "too many pictures wait to be decoded; send this again", retry_after_s=2)
 
 
 def _read(decoder: Decoder, content: bytes, spec: PixelSpec, *, large: bool) -> Pixels | Large:

@@ -8,9 +8,11 @@ picture. One that does not even start is tried again after a back-off that grows
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -56,18 +58,24 @@ class _Child:
     process: subprocess.Popen[bytes]
     port: socket.socket
     ready: bool = False
+    waits_s: float = 0.0  # for a message
 
-    def receive(self, length: int, deadline: float) -> bytes:
+    def receive(self, length: int, within_s: float) -> bytes:
         """Return exactly so many bytes; an OSError says that they do not come."""
-        message = b""
-        while len(message) < length:
-            # Zero would mean "without waiting", which is another exception.
-            self.port.settimeout(max(0.001, deadline - time.monotonic()))
-            part = self.port.recv(length - len(message))
-            if not part:
-                raise ConnectionResetError
-            message += part
+        self._wait_at_most(within_s)
+        message = self.port.recv(length, socket.MSG_WAITALL)
+        if len(message) < length:
+            raise ConnectionResetError
         return message
+
+    def _wait_at_most(self, seconds: float) -> None:
+        # The kernel's own timeout, set when it changes. Python's would ask `poll` before each call,
+        # and at each the event loop may take the interpreter.
+        if seconds != self.waits_s:
+            self.waits_s = seconds
+            fraction, whole = math.modf(seconds)
+            timeout = struct.pack("@ll", int(whole), int(1e6 * fraction))
+            self.port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
     def end(self) -> str:
         """Kill it and return how it ended."""
@@ -134,18 +142,17 @@ class Decoder:
             ImageError: 422, the picture took too long or ended its decoder.
             Problem: 503 while no child can be started.
         """
-        child = self._ready_child()
-        deadline = time.monotonic() + self.picture_s
         try:
-            # None of the three can block for longer: memory takes what is written, the socket's
-            # buffer the one request that is under way, and the reply has a deadline.
-            self._memory.put_file(content)
-            child.port.sendall(encode_request(Request(len(content), side_min, large)))
-            reply = decode_reply(child.receive(REPLY_BYTES, deadline), self.limits)
+            try:
+                child = self._ask(content, side_min, large=large)
+            except OSError:  # it was lost while it was idle: no picture is to blame
+                self._replace("died")
+                child = self._ask(content, side_min, large=large)
+            reply = decode_reply(child.receive(REPLY_BYTES, self.picture_s), self.limits)
             if large and isinstance(reply, Large):
                 raise ValueError("a decoder declines what it was told to do")
             return reply
-        except TimeoutError:
+        except BlockingIOError:
             self._replace("timeout")
             raise ImageError(
                 f"decoding the picture took longer than {self.picture_s:g} s; send a smaller or "
@@ -180,9 +187,16 @@ class Decoder:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _ask(self, content: bytes, side_min: int, *, large: bool) -> _Child:
+        """Return the child that has the request."""
+        child = self._ready_child()
+        # Neither can block: memory takes what is written, the socket's buffer the one request that
+        # is under way.
+        self._memory.put_file(content)
+        child.port.sendall(encode_request(Request(len(content), side_min, large)))
+        return child
+
     def _ready_child(self) -> _Child:
-        if self._child is not None and self._child.ready and self._child.process.poll() is not None:
-            self._replace("died")  # while it was idle: no picture is to blame
         if self._closing or (self._child is None and time.monotonic() < self._start_at):
             raise _no_decoder()
         try:
@@ -190,7 +204,7 @@ class Decoder:
                 self.start()
             assert self._child is not None
             if not self._child.ready:
-                said = self._child.receive(len(READY), time.monotonic() + _START_S)
+                said = self._child.receive(len(READY), _START_S)
                 self._child.ready = said == READY
         except OSError as error:
             self._start_failed(error)

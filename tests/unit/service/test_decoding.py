@@ -289,6 +289,65 @@ async def test_who_leaves_keeps_the_place_until_it_is_free(pools):
     assert pool.restarts("timeout") == 1
 
 
+async def test_who_leaves_before_his_turn_is_not_decoded(pools):
+    """A client that left while he waited costs no decoder; his place among the lists is free."""
+    pool = pools(picture_s=60.0)
+    pid = await stopped(pool)
+    reading = asyncio.create_task(pool.read(PHOTO, SPEC))
+    made = []
+    waiting = asyncio.create_task(pool.make([PHOTO] * 2, SPEC, lambda index, _: made.append(index)))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    os.kill(pid, signal.SIGCONT)
+    await reading
+    assert await pool.make([PHOTO] * 2, SPEC, lambda index, _: index)
+    assert not made
+
+
+async def test_who_waits_is_next_whatever_came_of_the_one_before(pools):
+    """Those who wait get their answers in their order, between refusals and errors of the maker."""
+    pool, order = pools(), []
+
+    def fails(index: int, _: np.ndarray) -> None:
+        raise ZeroDivisionError
+
+    async def asked(name: int, content: bytes, made=lambda *_: None) -> list | BaseException:
+        try:
+            return await pool.make([content], SPEC, made)
+        except ZeroDivisionError as error:
+            return error
+        finally:
+            order.append(name)
+
+    first, broken, refused, last = await asyncio.gather(
+        asked(0, PHOTO), asked(1, PHOTO, fails), asked(2, b"hello"), asked(3, PHOTO)
+    )
+    assert [0, 1, 2, 3] == order
+    assert [None] == first == last
+    assert isinstance(broken, ZeroDivisionError)
+    assert isinstance(refused[0], ImageError)
+
+
+async def test_half_a_reply_is_none(pools, monkeypatch):
+    """A child that begins a reply and does not end it is replaced at the deadline."""
+    half = (
+        "import socket, sys, time\n"
+        "port = socket.socket(fileno=int(sys.argv[1]))\n"
+        "port.sendall(b'ready')\n"
+        "port.recv(100)\n"
+        "port.sendall(b'P')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", half))
+    pool = pools(picture_s=0.5)
+    started = time.monotonic()
+    assert (await refusal(pool, PHOTO)).status == 422
+    assert 0.4 < time.monotonic() - started < 10
+    assert 1 == pool.restarts("died") + pool.restarts("timeout")
+
+
 async def test_large_pictures_leave_a_child_to_the_others(pools):
     """However many large pictures wait, a small one is decoded among the first of them."""
     pool = pools(decoders=2)
