@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -115,6 +115,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Corked(transport, self.loop))
         self.address = _holder(self.client[0] if self.client else "")
         self._head_timer = self.loop.call_later(self.head_s, self._head_is_late)
         self.owing.add(self)
@@ -224,6 +225,44 @@ class Connection(HttpToolsProtocol):
         self.transport.write_eof()
         self._refused = True
         self._head_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+
+class _Corked:
+    """
+    A transport that sends an answer's head with its body.
+
+    uvicorn writes one after the other, and uvloop sends each at once: two packets, for which
+    the client wakes twice. What is written first waits for the second, or the loop's next turn.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, content: bytes) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.writelines([held, content])
+        elif content:
+            self._held = content
+            self._loop.call_soon(self._flush)
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
 
 
 _NOT_HTTP = Problem("bad-request", "this is not HTTP/1.1 as we read it; check what sends it")

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +25,7 @@ from service.limits import HEAD_BYTES_MAX
 
 pytestmark = pytest.mark.anyio
 
+TCPI_DATA_SEGS_IN = 152  # its place in Linux's struct tcp_info
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -142,6 +145,19 @@ async def test_a_silent_connection_is_closed_without_a_word():
             writer.write(b"\r\n")
             await asyncio.sleep(0.05)
         assert time.monotonic() - began < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts a connection's segments")
+async def test_a_short_answer_is_one_segment():
+    """Head and body come together; of a keep-alive connection each answer does."""
+    async with serving() as server:
+        reader, writer = await server.connect()
+        client: socket.socket = writer.get_extra_info("socket")
+        for answers in (1, 2, 3):
+            writer.write(GET)
+            assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
+            info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+            assert struct.unpack_from("I", info, TCPI_DATA_SEGS_IN) == (answers,)
 
 
 async def test_an_idle_connection_is_closed_after_its_time():
