@@ -2,10 +2,11 @@
 The pool that has clients' pictures decoded, so that none of them stalls or ends the service. ①
 
 A picture goes to a decoder, a child of ours; a thread waits for it, brings the pixels to the
-model's size, which only reads an array, and makes of them what the caller wants. Pictures of a list
-share a turn of a decoder, since a change of threads costs a tenth of what is done for one; no more
-lists have a turn at once, or wait for one, than there are decoders. Large pictures are never in all
-decoders at once: however many of them come, one decoder is left for the others.
+model's size, which only reads an array, and makes of them what the caller wants; then it takes whom
+else it finds waiting, without the event loop. Pictures of a list share a turn of a decoder, since a
+change of threads costs a tenth of what is done for one; no more lists have a turn at once, or wait
+for one, than there are decoders. Large pictures are never in all decoders at once: however many of
+them come, one decoder is left for the others.
 """
 
 from __future__ import annotations
