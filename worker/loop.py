@@ -35,6 +35,7 @@ from worker.forgetting import Named
 from worker.generations import Generations
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
 from worker.learn.tuning import Round
+from worker.outage import Outage
 from worker.poison import ATTEMPTS, Attempts, allowed_s, deadline, failure_aside, sorted_out
 from worker.publication import (
     adapter_parts,
@@ -118,6 +119,7 @@ class Loop:
         self._restored = False
         self.begun = False  # whether this learner holds the log
         self._stopping: Callable[[], bool] = lambda: False
+        self.outage = Outage()
         self.snapshot: Snapshot = base_snapshot(backbone, config.adapter.top_blocks)
         self.unpublished: tuple[Manifest, dict[str, bytes]] | None = None
         self.waiting_since: float | None = None  # an entry is there, its batch has no border
@@ -137,23 +139,12 @@ class Loop:
         self._stopping = stopping
         while not stopping():
             try:
-                if not self.begun and not self._begin():
-                    time.sleep(_AWAY_S)
-                    continue
-                self._keep_up()
-                self._commit_taken()
-                if self.stream.held:
-                    time.sleep(_HELD_S)
-                    continue
-                if self.progress.adapter_due and not self._publish_adapter():
-                    continue
-                batch = self._next_batch() if self.rounds.owed < OWED_MAX else None
-                if batch is None and self.rounds.owed >= OWED_MAX:
-                    self._commit_taken(wait_s=_TUNING_MS / 1000)
+                batch = self._turn()
             except LogUnavailable as error:
-                log.warning("%s; trying again", error)
+                self.outage.noticed(error)
                 time.sleep(_AWAY_S)
                 continue
+            self.outage.over()
             if batch is None:
                 continue
             place = {
@@ -164,6 +155,23 @@ class Loop:
             }
             with tracing.linked("learn batch", batch.traces, place), logs.about(**place):
                 self._learn(batch)
+
+    def _turn(self) -> Batch | None:
+        """Do what is due; return the next batch, or None where none is to be learnt yet."""
+        if not self.begun and not self._begin():
+            time.sleep(_AWAY_S)
+            return None
+        self._keep_up()
+        self._commit_taken()
+        if self.stream.held:
+            time.sleep(_HELD_S)
+            return None
+        if self.progress.adapter_due and not self._publish_adapter():
+            return None
+        if self.rounds.owed >= OWED_MAX:
+            self._commit_taken(wait_s=_TUNING_MS / 1000)
+            return None
+        return self._next_batch()
 
     def _learn(self, batch: Batch) -> None:
         """Learn one batch; when told to stop before it could be, it is read again at the start."""
@@ -608,7 +616,7 @@ class Loop:
         try:
             self._keep_up()
         except LogUnavailable as error:
-            log.warning("%s; version %d is published later", error, self.progress.version)
+            self.outage.noticed(error)
 
     def _publish_before_next(self) -> bool:
         """Wait until the last committed version is the head; return False when told to stop."""
@@ -617,7 +625,8 @@ class Loop:
                 return False
             try:
                 self._keep_up()
-            except LogUnavailable:
+            except LogUnavailable as error:
+                self.outage.noticed(error)
                 time.sleep(_AWAY_S)
         return True
 
