@@ -46,7 +46,7 @@ class ApiError(EverlensError):
         type_: str = "",
         errors: tuple[FieldError, ...] = (),
     ) -> None:
-        super().__init__(f"{title}: {detail}" if detail else title)
+        super().__init__(_sentence(title, detail))
         self.status = status
         self.title = title
         self.detail = detail
@@ -163,6 +163,13 @@ def problem(reply: Reply) -> ApiError:
     except (ValueError, KeyError, TypeError, AttributeError):
         # Not from our service, but from something before it.
         return ApiError(reply.status, _phrase(reply.status), _text(reply.content))
+
+
+def _sentence(title: str, detail: str) -> str:
+    """Return title and detail as one sentence; a detail may begin with what the title says."""
+    if detail.casefold().startswith(title.casefold()):
+        return title + detail[len(title) :]
+    return f"{title}: {detail}" if detail else title
 
 
 def unreachable(url: str, reason: str) -> Reply:

@@ -213,6 +213,27 @@ def test_problem_document_becomes_an_error() -> None:
     assert error.__notes__ == ["item 3: b: neither"]
 
 
+@pytest.mark.parametrize(
+    ("title", "detail", "said_as"),
+    [
+        (
+            "No class is learnt yet",
+            "no class is learnt yet; name candidates",
+            "No class is learnt yet; name candidates",
+        ),
+        ("The log does not answer", "the log does not answer: gone", None),
+        ("No class", "", "No class"),
+        ("No class", "Name some.", "No class: Name some."),
+    ],
+)
+def test_what_a_detail_repeats_is_said_once(title: str, detail: str, said_as: str | None) -> None:
+    """A detail that begins with its title is the sentence; both are there for programs."""
+    error = problem(said({"title": title, "detail": detail}, 409))
+
+    assert str(error) == (said_as or "The log does not answer: gone")
+    assert (error.title, error.detail) == (title, detail)
+
+
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b"null", b'{"title": 1, "errors": 5}', b""])
 def test_answer_of_something_else_becomes_an_error(content: bytes) -> None:
     """A page of a proxy in between is an error with its status, not a crash."""
