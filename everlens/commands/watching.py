@@ -14,6 +14,7 @@ from rich.text import Text
 
 from everlens.client import Client, Event, Learning, RefusedVersion, VersionRecord
 from everlens.client.results import counted, percent
+from everlens.commands.standing import notes, standing
 
 _VERSIONS_SHOWN = 8
 _RATE_OVER_S = 10.0
@@ -58,18 +59,8 @@ class Seen:
         """Return what is said, by name, in the order of a line."""
         if self.learning is None:
             return {}
-        about = self.learning
-        lag = about.accepted_through - about.learned_through
-        figures = {
-            "version": str(about.version),
-            "learnt": f"{about.learned_through} of {about.accepted_through}",
-            "lag": f"{max(lag, 0)} entries",
-            "rate": f"{self.rate_per_s:.1f}/s",
-            "backlog": f"{about.backlog.entries} ({about.backlog.bytes / 2**20:.1f} MB)",
-            "accuracy": _share(about.learner.get("prequential_accuracy_recent")),
-        }
-        notes = {"pinned": about.pinned, "paused": about.paused, "held": about.held}
-        figures |= {name: str(note) for name, note in notes.items() if note is not None}
+        rate = {"rate": f"{self.rate_per_s:.1f}/s"}
+        figures = standing(self.learning) | rate | notes(self.learning)
         if self.refused is not None:
             figures["refused"] = f"version {self.refused.version}: {self.refused.reason}"
         return figures
@@ -142,10 +133,6 @@ def _note(record: VersionRecord) -> str:
     if record.restored_from is not None:
         notes.append(f"goes on from version {record.restored_from}")
     return ", ".join(notes)
-
-
-def _share(value: object) -> str:
-    return percent(value) if isinstance(value, float | int) else "–"
 
 
 def _age(seconds: float) -> str:

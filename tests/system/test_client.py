@@ -238,6 +238,22 @@ def test_commands_teach_and_ask(say: Say, tmp_path: Path) -> None:
     assert ", ready" in told[1]
 
 
+def test_status_is_a_table_for_people_and_an_object_for_programs(say: Say) -> None:
+    """What the learner says of itself is in words in the one, and whole in the other."""
+    code, said, _ = say("status")
+    assert code == 0
+    assert ", ready" in said
+    assert "replay buffer" in said
+    assert "{" not in said
+
+    code, said, _ = say("status", "--json")
+    assert code == 0
+    (line,) = said.splitlines()
+    about = json.loads(line)
+    assert about["ready"] is True
+    assert about["learner"].keys() >= {"fusion", "counts", "reported_at"}
+
+
 def test_command_teaches_a_folder(say: Say, tmp_path: Path) -> None:
     """It counts what is new; a skipped file is named, and makes the exit code 1."""
     (tmp_path / "com_folder").mkdir()
