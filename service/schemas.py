@@ -262,6 +262,7 @@ class ClassesOut(_Strict):
     """The learnt classes, and by which version."""
 
     classes: list[ClassOut]
+    total: int = Field(ge=0, description="How many fit the search, on all pages.")
     version: int = Field(ge=0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from everlens.client.refusals import ask
 from everlens.client.results import (
@@ -23,14 +23,21 @@ def ready() -> Plan[bool]:
     return reply.ok
 
 
-def classes() -> Plan[list[KnownClass]]:
+def classes(search: str = "", *, limit: int | None = None) -> Plan[list[KnownClass]]:
     """
     Return the learnt classes, in the order of their first sample.
+
+    Args:
+        search: those alone whose names hold this, in large letters or small.
+        limit: so many at most, the first ones.
 
     Raises:
         ApiError: with the service's own words; so do all below.
     """
-    return read(list[KnownClass], (yield from ask("GET", "/classes"))["classes"])
+    asked = {"search": search} if search else {}
+    asked |= {} if limit is None else {"limit": str(limit)}
+    path = f"/classes?{urlencode(asked)}" if asked else "/classes"
+    return read(list[KnownClass], (yield from ask("GET", path))["classes"])
 
 
 def class_(name: str) -> Plan[KnownClass]:

@@ -10,7 +10,7 @@ Shape suffixes: B pictures, C learnt classes, K candidates of one query, D featu
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -171,13 +171,6 @@ class Snapshot:
         if number >= len(self.record):
             return dict.fromkeys(RECORD)
         return _about(self.record[number][place].tolist())
-
-    def records(self) -> Iterator[dict[str, float | None]]:
-        """Yield what is known of each class."""
-        if not self.record:
-            yield from (dict.fromkeys(RECORD) for _ in self.classes.names)
-        for record_CR in self.record:
-            yield from map(_about, record_CR.tolist())
 
     def rank(self, names: Sequence[str], probability_K: Tensor, top: int) -> list[Ranked]:
         """Return the `top` most probable of the named candidates, the best first."""

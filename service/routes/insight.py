@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
+from operator import itemgetter
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -30,11 +32,31 @@ router = APIRouter(tags=["insight"])
 @router.get(
     "/classes",
     summary="The learnt classes",
-    responses={200: {"model": ClassesOut}, **openapi.problems(503)},
+    responses={200: {"model": ClassesOut}, **openapi.problems(422, 503)},
 )
-async def get_classes(request: Request) -> Response:
+async def get_classes(
+    request: Request,
+    search: Annotated[
+        str,
+        Query(
+            max_length=NAME_LENGTH_MAX,
+            description="Names that hold this, in large letters or small.",
+            examples=["heron"],
+        ),
+    ] = "",
+    after: Annotated[
+        int | None,
+        Query(ge=0, le=INTEGER_MAX, description="Go on behind the class of this `index`."),
+    ] = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=10_000, description="Without it, all.", examples=[100])
+    ] = None,
+) -> Response:
     """
-    Every learnt class in the order of their first sample, with what became of it.
+    In the order of their first sample, with what became of each.
+
+    `total` is how many fit the search on all pages; `after` of the next page is the last `index` of
+    this one, which no class ever changes.
 
     `recall` is that of served answers before the sample was learnt, lately, and `forgetting` how
     far that is below the class's best; `weight` multiplies its loss in tuning (1 is the mean);
@@ -42,7 +64,7 @@ async def get_classes(request: Request) -> Response:
     """
     snapshot = service_of(request).ready().serving.current
     # Aside: with a hundred thousand of them it takes a second, and other requests go on.
-    return await asyncio.to_thread(_listed, snapshot)
+    return await asyncio.to_thread(_listed, snapshot, search, -1 if after is None else after, limit)
 
 
 @router.get(
@@ -65,16 +87,20 @@ async def get_class(
     return answer(about | snapshot.about(index) | known)
 
 
-def _listed(snapshot: Snapshot) -> Response:
-    counts = snapshot.classes.count_C.tolist()
-    records = [
-        {"label": name, "samples": count, "index": index, **record}
-        for index, (name, count, record) in enumerate(
-            zip(snapshot.classes.names, counts, snapshot.records(), strict=True)
-        )
-        if count
+def _listed(snapshot: Snapshot, search: str, after: int, limit: int | None) -> Response:
+    names, counts = snapshot.classes.names, snapshot.classes.count_C.tolist()
+    wanted = as_written(search).casefold()
+    fitting = [
+        (index, name)
+        for index, (name, count) in enumerate(zip(names, counts, strict=True))
+        if count and wanted in name.casefold()
     ]
-    return answer({"classes": records, "version": snapshot.version})
+    shown = fitting[bisect_right(fitting, after, key=itemgetter(0)) :][:limit]
+    records = [
+        {"label": name, "samples": counts[index], "index": index, **snapshot.about(index)}
+        for index, name in shown
+    ]
+    return answer({"classes": records, "total": len(fitting), "version": snapshot.version})
 
 
 @router.get(

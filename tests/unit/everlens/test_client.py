@@ -542,3 +542,10 @@ def test_classes_are_records() -> None:
     body = {"classes": [{"label": "cat", "samples": 2, "index": 0, "recall": 0.5}], "version": 1}
 
     assert Course(steering.classes(), said(body)).result == [KnownClass("cat", 2, 0.5)]
+    for words, path in [
+        ({}, "/classes"),
+        ({"limit": 3}, "/classes?limit=3"),
+        ({"search": "a&b", "limit": 3}, "/classes?search=a%26b&limit=3"),
+    ]:
+        course = Course(steering.classes(**words), said(body))  # type: ignore[arg-type]
+        assert course == [Request("GET", path)]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_classes_are_listed_with_their_samples(api: Api, photos):
     """Learnt classes stand in the order of their index, each also under its own name."""
-    assert (await api.client.get("/classes")).json() == {"classes": [], "version": 0}
+    assert (await api.client.get("/classes")).json() == {"classes": [], "total": 0, "version": 0}
     pictures = {"grey heron": photos["cat"], "a/b": photos["coffee"]}
     await api.served(api.publish(pictures, learned_through=2))
     listed = (await api.client.get("/classes")).json()
@@ -31,6 +31,7 @@ async def test_classes_are_listed_with_their_samples(api: Api, photos):
             {"label": "grey heron", "samples": 1, "index": 0, **nothing},
             {"label": "a/b", "samples": 1, "index": 1, **nothing},
         ],
+        "total": 2,
         "version": 1,
     }
     one = await api.client.get("/classes/grey heron")
@@ -43,6 +44,34 @@ async def test_classes_are_listed_with_their_samples(api: Api, photos):
         "version": 1,
     }
     assert (await api.client.get("/classes/a%2Fb")).json()["index"] == 1
+
+
+async def test_classes_come_in_pages_and_by_a_part_of_their_name(api: Api, photos):
+    """Each once, however they are cut; letters large and small are the same, and so is Unicode."""
+    names = ["Heron", "grey heron", "Zo\u00eb", "heroine", "stork"]
+    await api.served(api.publish(dict.fromkeys(names, photos["cat"]), learned_through=5))
+
+    async def page(**asked: str | int) -> tuple[list[str], int, int]:
+        told = (await api.client.get("/classes", params=asked)).json()
+        last = told["classes"][-1]["index"] if told["classes"] else -1
+        return [known["label"] for known in told["classes"]], told["total"], last
+
+    assert await page() == (names, 5, 4)
+    assert await page(search="HERO", limit=2) == (["Heron", "grey heron"], 3, 1)
+    assert await page(search="HERO", limit=2, after=1) == (["heroine"], 3, 3)
+    assert await page(search="HERO", limit=2, after=3) == ([], 3, -1)
+    assert (await page(search="zoe\u0308"))[0] == ["Zo\u00eb"]
+    assert (await page(search="a.*"))[:2] == ([], 0)
+    found: list[str] = []
+    last = -1
+    while len(found) < 5:
+        labels, total, last = await page(limit=2, **({"after": last} if found else {}))
+        assert (total, bool(labels)) == (5, True)
+        found += labels
+    assert found == names
+    for asked in ({"limit": 0}, {"limit": 10_001}, {"after": -1}, {"search": "x" * 4097}):
+        response = await api.client.get("/classes", params=asked)
+        assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid-fields")
 
 
 async def test_classes_say_how_they_fare(api: Api, photos):
