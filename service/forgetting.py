@@ -54,11 +54,18 @@ async def forget_sample(service: Service, sample_id: str, caller: Caller) -> Rec
     Ask the learner to unlearn one sample; asked again, give the first receipt again.
 
     Raises:
-        Problem: 404, no such sample; 409, it was never learnt.
+        Problem: 404, no such sample; 409, it was never learnt, or is no sample.
     """
-    seq = await service.log.seq_of(sample_id)
-    if seq is None:
+    known = await service.log.accepted(sample_id)
+    if known is None:
         raise Problem("unknown-sample", "no sample with this id is remembered; check the id")
+    if not known.is_picture:
+        raise Problem(
+            "not-a-sample",
+            "this is the id of a forgetting or of an activation, which has no picture; what a "
+            "forgetting took is learnt again if you send it under a new id",
+        )
+    seq = known.seq
     reason = (await service.log.state_of(seq)).dead_reason
     if reason is not None:
         raise Problem("sample-dead", f"it was never learnt, there is nothing to forget: {reason}")

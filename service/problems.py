@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "head-timeout": (408, "The head came too slowly"),
     "body-timeout": (408, "The body came too slowly"),
     "id-conflict": (409, "The id was used before with another body"),
+    "not-a-sample": (409, "The id is not that of a sample"),
     "sample-dead": (409, "The sample could not be learnt"),
     "too-many-classes": (409, "There may be no more classes"),
     "nothing-learnt": (409, "No class is learnt yet"),

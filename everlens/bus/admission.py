@@ -57,6 +57,25 @@ class Admittable:
     may_be_new: bool = True
     kind: EntryKind = EntryKind.SAMPLE
 
+    @property
+    def remembered(self) -> str:
+        """What is kept of it under its id: the digest, behind the kind where it has no picture."""
+        pictured = self.kind in {EntryKind.SAMPLE, EntryKind.REJECT}
+        return self.digest if pictured else f"{self.kind.value} {self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What is remembered of an id; see `Admittable.remembered`."""
+
+    seq: int
+    remembered: str
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a sample or a rejection, which can be learnt and forgotten."""
+        return " " not in self.remembered
+
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
@@ -138,7 +157,7 @@ class Admission:
             args += [
                 sample.kind.value,
                 sample.id,
-                sample.digest,
+                sample.remembered,
                 sample.tenant,
                 sample.label,
                 int(sample.may_be_new),
@@ -256,27 +275,33 @@ class Admission:
         with reaching_the_log():
             return bool(await self.client.strlen(self.keys.lease))
 
-    async def seq_of(self, sample_id: str) -> int | None:
-        """Return the number of an accepted sample, or None for an id that is not known."""
-        with reaching_the_log():
-            known = await self.client.hget(self.keys.ids, sample_id)
-        return None if known is None else int(text(known).partition(":")[0])
-
-    async def receipt_of(self, sample_id: str, digest: str) -> Receipt | None:
-        """
-        Return the receipt of an id that was accepted with this digest, None for one not known.
-
-        Raises:
-            IdConflict: the id was used with another body.
-        """
+    async def accepted(self, sample_id: str) -> Accepted | None:
+        """Return what is remembered of an id, or None where it is not known."""
         with reaching_the_log():
             known = await self.client.hget(self.keys.ids, sample_id)
         if known is None:
             return None
-        seq, _, before = text(known).partition(":")
-        if before != digest:
+        seq, _, remembered = text(known).partition(":")
+        return Accepted(int(seq), remembered)
+
+    async def seq_of(self, sample_id: str) -> int | None:
+        """Return the number of an accepted entry, or None for an id that is not known."""
+        known = await self.accepted(sample_id)
+        return None if known is None else known.seq
+
+    async def receipt_of(self, sample_id: str, digest: str) -> Receipt | None:
+        """
+        Return the receipt of a sample that was accepted with this digest, None for an unknown id.
+
+        Raises:
+            IdConflict: the id was used with another body.
+        """
+        known = await self.accepted(sample_id)
+        if known is None:
+            return None
+        if known.remembered != digest:
             raise _conflict(sample_id)
-        return Receipt(sample_id, int(seq), repeated=True)
+        return Receipt(sample_id, known.seq, repeated=True)
 
     async def state_of(self, seq: int) -> SampleState:
         """Return what became of the sample with this number."""

@@ -6,7 +6,7 @@ Every key, once. All carry one hash tag, so that a cluster keeps a namespace in 
 | meta       | hash   | epoch, seq, admitted, done, kept, bytes, fence, paused,     | for ever       |
 |            |        | pin, held                                                 |                |
 | log        | stream | entries; the id of an entry is its dense number `seq-0`   | until trimmed    |
-| ids        | hash   | id → `seq:digest` of its body                             | `id_window`      |
+| ids        | hash   | id → `seq:digest` of its body, or `seq:kind digest`       | `id_window`      |
 | id-order   | stream | ids in order of seq, so that the window is cut by count   | `id_window`      |
 | labels     | set    | every class name that was accepted                        | for ever         |
 | waiting    | hash   | tenant → its entries that are not learnt yet              | while they wait  |

@@ -92,6 +92,24 @@ async def test_learnt_class_can_be_forgotten_though_the_log_forgot_its_name(api,
     assert response.status_code == 404
 
 
+async def test_forgetting_itself_is_nothing_to_forget(api: Api, photos) -> None:
+    """The id of its entry is refused at once, whoever chose it, and no entry comes of it."""
+    await api.teach("cat", photos["cat"], id="first")
+    forgotten = (await api.client.delete("/samples/first")).json()["id"]
+    classes = [
+        (await api.client.delete("/classes/cat", headers=headers)).json()["id"]
+        for headers in ({"Idempotency-Key": "no-cats"}, {})
+        if await api.teach("cat", photos["cat"])
+    ]
+    activated = (await api.client.post("/versions/0/activate")).json()["id"]
+    before = api.seq
+    for name in (forgotten, *classes, activated):
+        response = await api.client.delete(f"/samples/{name}")
+        assert (response.status_code, response.json()["type"]) == (409, "/problems/not-a-sample")
+        assert (await api.client.get(f"/samples/{name}")).json()["status"] == "accepted"
+    assert api.seq == before
+
+
 async def test_what_cannot_be_forgotten_is_said(api: Api, photos) -> None:
     """An id that nobody knows, and a sample that was never learnt."""
     response = await api.client.delete("/samples/nobody")
