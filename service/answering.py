@@ -159,6 +159,8 @@ async def classify(
         for question, picture in zip(questions.items, pixels, strict=True)
     ]
     answers = await model.batcher.ask(queries)
+    if not all(answer.ranked for answer in answers):  # the last class was forgotten meanwhile
+        raise _nothing_learnt()
     reasons = await explanations(service.asking if shows else None, answers)
     return [
         _rendered(answer, model.backbone.name, reason)
@@ -266,13 +268,17 @@ def _query(model: Model, fields: QueryFields, pixels: Pixels) -> Query:
     # Version 0 has learnt no name of its own: it ranks those of the current version.
     candidates = snapshot if snapshot is not None and snapshot.version else serving.current
     if fields.labels is None and not candidates.learnt:
-        raise Problem(
-            "nothing-learnt",
-            "no class is learnt yet; name candidates with `labels`, or POST a labelled picture "
-            "to /samples first",
-        )
+        raise _nothing_learnt()
     labels = None if fields.labels is None else tuple(fields.labels)
     return Query(pixels, labels, fields.top, snapshot, fields.explain)
+
+
+def _nothing_learnt() -> Problem:
+    return Problem(
+        "nothing-learnt",
+        "no class is learnt yet; name candidates with `labels`, or POST a labelled picture "
+        "to /samples first",
+    )
 
 
 def _rendered(answer: Answer, model: str, reason: dict[str, Any] | None) -> dict[str, Any]:

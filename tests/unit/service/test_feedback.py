@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from everlens.keys import SCOPES, add_key
 from everlens.records import EntryKind
 from everlens.settings import Settings
 from everlens.wire import decode_rejection, decode_sample
+from service.batcher import Answer, Query
 from service.schemas import ReceiptOut
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
@@ -127,6 +130,24 @@ async def test_what_is_not_kept_cannot_be_corrected(started: Start, settings: Se
         prediction_id = await asked(api, photo)
         problem(await corrected(api, prediction_id, "heron"), 404, "unknown-prediction")
         assert (await api.client.get("/predictions")).json() == {"predictions": []}
+
+
+async def test_a_last_class_that_is_forgotten_meanwhile_leaves_no_answer_without_a_line(
+    api: Api, photo, photos, monkeypatch: pytest.MonkeyPatch
+):
+    """Between question and answer: the question hears what it would hear a moment later."""
+    snapshot = await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))
+    nothing = torch.zeros_like(snapshot.classes.count_C)
+    without = replace(snapshot, classes=replace(snapshot.classes, count_C=nothing))
+    ask = api.model.batcher.ask
+
+    async def forgotten_first(queries: list[Query]) -> list[Answer]:
+        api.model.serving.swap(without)
+        return await ask(queries)
+
+    monkeypatch.setattr(api.model.batcher, "ask", forgotten_first)
+    problem(await api.ask(photo), 409, "nothing-learnt")
+    assert (await api.client.get("/predictions")).json() == {"predictions": []}
 
 
 async def test_what_the_answer_had_said_is_counted(api: Api, photo):
