@@ -29,6 +29,9 @@ BACK_MAX = 128  # versions that are told after the fact
 
 _LOOK_S = 1.0
 
+# What the learner's report has of the moment, and not of learning.
+_MOMENTARY = {"reported_at", "disk_free_bytes"}
+
 log = logging.getLogger(__name__)
 
 
@@ -176,7 +179,7 @@ class Events:
             self._tell(event)
         self._tell_refused(first=first)
         if learning is not None:
-            event = Event("learning", orjson.dumps(learning))
+            event = Event("learning", orjson.dumps(_lasting(learning)))
             if event != self._present.get("learning"):
                 self._tell(event)
 
@@ -202,3 +205,9 @@ class Events:
         if present:
             self._present[event.kind] = event
         self._listeners = {listener for listener in self._listeners if listener.tell(event)}
+
+
+def _lasting(learning: dict[str, Any]) -> dict[str, Any]:
+    """Return how learning is without what the learner says anew each ten seconds, come what may."""
+    learner = {name: value for name, value in learning["learner"].items() if name not in _MOMENTARY}
+    return learning | {"learner": learner}

@@ -50,7 +50,8 @@ async def get_events(
 
     `version`: a record as in /versions, once that version answers here, each published one once;
     its number is the event's id, and a client that comes again with `Last-Event-ID` is told those
-    that it missed. `learning`: the body of /learning when it changed, at most once a second.
+    that it missed. `learning`: the body of /learning when it changed, at most once a second,
+    without the time of the learner's report and its disk's room, which change when nothing else does.
     `refused`: a version that could not be used. A client that does not read loses its place.
     """
     events, listener = listening

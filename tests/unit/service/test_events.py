@@ -83,6 +83,7 @@ async def test_a_pin_hides_no_version(api: Api, photos):
 async def test_learning_is_told_when_it_changes(api: Api, photos):
     """Its body is that of GET /learning; what has not changed is not told again."""
     events = api.model.events
+    api.stream.report({"batch": 1, "counts": {"samples": 4}})
     with events.listener(None) as listener:
         stream = events.events(listener)
         first = (await told(stream, "learning"))[0]
@@ -90,9 +91,22 @@ async def test_learning_is_told_when_it_changes(api: Api, photos):
         await api.teach("cat", photos["cat"])
         second = (await told(stream, "learning"))[0]
         assert (0, 1) == (first["accepted_through"], second["accepted_through"])
+        api.stream.report({"reported_at": 1.75e9, "disk_free_bytes": 1 << 30})  # and no more
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(2.5):
                 await anext(stream)
+
+
+async def test_a_report_of_something_new_is_told_without_its_time(api: Api):
+    """When the learner said so, and how full its disk is, is in GET /learning alone."""
+    events = api.model.events
+    api.stream.report({"batch": 1, "reported_at": 1.75e9, "disk_free_bytes": 1 << 30})
+    with events.listener(None) as listener:
+        stream = events.events(listener)
+        assert (await told(stream, "learning"))[0]["learner"] == {"batch": 1}
+        api.stream.report({"batch": 2, "reported_at": 1.75e9 + 10})
+        assert (await told(stream, "learning"))[0]["learner"] == {"batch": 2}
+    assert (await api.client.get("/learning")).json()["learner"]["reported_at"] == 1.75e9 + 10
 
 
 async def test_a_refused_version_is_told(api: Api, photos):
