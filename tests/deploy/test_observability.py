@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.auth import SCOPE_OF_ROUTE
 from service.figures import COUNTERS, GAUGES
 from service.metrics import Metrics
 from tests.deploy.compose import ROOT
@@ -110,6 +111,17 @@ def test_alerts_ask_for_what_is_there(rule: dict[str, Any]) -> None:
     assert set(rule["annotations"]) == {"summary", "description"}
     page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     assert f"`{rule['alert']}`" in page
+
+
+def test_a_probe_that_is_told_no_is_no_error() -> None:
+    """What asks whether a service is ready counts neither as failed nor as asked; all else does."""
+    (expression,) = (rule["expr"] for rule in alerts() if rule["alert"] == "EverlensErrors")
+    probes = re.compile(r".*/(livez|readyz|metrics|live|ready|health)")
+    left_out = re.findall(r'route!~"([^"]*)"', expression)
+    assert len(left_out) == 2
+    for route in {route.split()[1] for route in SCOPE_OF_ROUTE}:
+        for pattern in left_out:
+            assert bool(re.fullmatch(pattern, route)) == bool(probes.fullmatch(route)), route
 
 
 def test_each_alert_has_been_seen_to_fire() -> None:
