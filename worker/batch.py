@@ -25,6 +25,10 @@ from everlens.wire import (
 )
 from worker.learn.learner import LabelledPixels
 
+# Forgettings of a batch. One costs a row to subtract, a batch of them a factor and a version: whoever
+# asks for many, one request each, makes few batches.
+FORGETTINGS_MAX = 256
+
 _PICTURES = (EntryKind.SAMPLE, EntryKind.REJECT)
 
 
@@ -43,22 +47,27 @@ class Batch:
     traces: Sequence[str] = ()  # of the requests that brought the samples
 
 
-def cut(entries: Sequence[Entry], batch_size: int) -> list[Entry] | None:
+def cut(
+    entries: Sequence[Entry], batch_size: int, forgettings_max: int = FORGETTINGS_MAX
+) -> list[Entry] | None:
     """
     Return the entries of the next batch, or None while its border is not in the log yet.
 
-    A border is a control entry, or `batch_size` pictures, or where pictures end and forgettings
-    begin or the other way round: a function of the log alone and never of the time, so that a
-    restarted learner makes the same batches.
+    A border is a control entry, or `batch_size` pictures, or `forgettings_max` forgettings (or as
+    many as pictures, if that is more), or where pictures end and forgettings begin or the other way
+    round: a function of the log alone and never of the time, so that a restarted learner makes the
+    same batches.
     """
-    for place, entry in enumerate(entries[:batch_size]):
+    forgets = bool(entries) and _forgets(entries[0])
+    most = max(batch_size, forgettings_max) if forgets else batch_size
+    for place, entry in enumerate(entries[:most]):
         if entry.kind is EntryKind.ACTIVATE:
             return list(entries[: max(1, place)])  # alone, behind what came before it
         if entry.kind not in {*_PICTURES, EntryKind.FORGET}:
             return list(entries[: place + 1])
-        if _forgets(entry) != _forgets(entries[0]):
+        if _forgets(entry) != forgets:
             return list(entries[:place])
-    return list(entries[:batch_size]) if len(entries) >= batch_size else None
+    return list(entries[:most]) if len(entries) >= most else None
 
 
 def _forgets(entry: Entry) -> bool:

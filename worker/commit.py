@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from worker.learn.tuning import Draw, Round
 from worker.rows import Rows
 
 FORMAT = 6
+
+GoneRow = tuple[int, str, int]  # seq, id and class of what is unlearnt
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
@@ -215,7 +217,13 @@ class StateFile(Rows):
         found = self.db.execute("SELECT 1 FROM forgotten WHERE seq = ?", (seq,)).fetchone()
         return found is not None
 
-    def save_forgotten(self, learner: Learner, forgotten: Forgotten, progress: Progress) -> None:
+    def save_forgotten(
+        self,
+        learner: Learner,
+        forgotten: Forgotten,
+        progress: Progress,
+        through: Callable[[Iterable[GoneRow]], Iterable[GoneRow]] = iter,
+    ) -> None:
         """
         Write what `Learner.forget` changed.
 
@@ -223,9 +231,10 @@ class StateFile(Rows):
             learner: as it is now.
             forgotten: what left; the ledger keeps the names of the samples.
             progress: with the version that is without them.
+            through: yields the rows given, as they are written; there may be a million.
         """
-        self.delete("samples", [seq for seq, _, _ in forgotten.rows])
-        self.insert("forgotten", [(*row, progress.version) for row in forgotten.rows])
+        self.delete("samples", (seq for seq, _, _ in through(forgotten.rows)))
+        self.insert("forgotten", ((*row, progress.version) for row in through(forgotten.rows)))
         self.delete("exemplars", forgotten.exemplars)
         self.delete("waiting", [seq for seq, _, _ in forgotten.rows])
         records = learner.records

@@ -14,22 +14,22 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from everlens import logs, tracing
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.durability import check_durable
-from everlens.bus.stream import Stream
+from everlens.bus.stream import LEASE_MS, Stream
 from everlens.bus.versions import Publisher
 from everlens.errors import LogUnavailable, OtherLog, PartError, StateError
 from everlens.model.backbone import Backbone
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.records import Activation, DeadLetter, EntryKind
-from worker.batch import Batch, cut, parse
+from worker.batch import FORGETTINGS_MAX, Batch, cut, parse
 from worker.commit import Progress, StateFile
 from worker.forgetting import Named
 from worker.generations import Generations
@@ -51,10 +51,13 @@ from worker.rounds import OWED_MAX, Rounds
 
 log = logging.getLogger("everlens.worker")
 
+Row = TypeVar("Row")
+
 _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
 _HELD_S = 0.2  # likewise, while somebody holds learning
 _TUNING_MS = 50  # likewise, while rounds of tuning may end
+_RENEWAL_S = LEASE_MS / 1000 / 6  # likewise, of the lease in long work
 _REPORT_S = 10.0  # between two reports at most, so that whoever looks knows the age of a silence
 
 # The closed form of an adapter sees each exemplar once more. It is made when there was a round of
@@ -336,8 +339,12 @@ class Loop:
 
     def _next_batch(self) -> Batch | None:
         """Return the next batch, or None after a wait in which its border did not come."""
-        entries = self.stream.read(self.progress.cursor, self.pace.batch_size)
-        whole = cut(entries, self.pace.batch_size)
+        size = self.pace.batch_size
+        entries = self.stream.read(self.progress.cursor, size)
+        whole = cut(entries, size)
+        if whole is None and len(entries) == size:  # of forgettings a batch takes more
+            entries = self.stream.read(self.progress.cursor, FORGETTINGS_MAX)
+            whole = cut(entries, size)
         now = time.monotonic()
         if whole is not None:
             self.waiting_since = None
@@ -523,7 +530,7 @@ class Loop:
             return False
         progress = self.progress
         named = Named(self.state, self.learner.class_index, batch.forgettings)
-        forgotten = self.learner.forget(named.rows(), named.classes)
+        forgotten = self.learner.forget(self._held_through(named.rows()), named.classes)
         parts = evidence_parts(self.learner, forgotten)
         saved = self.state.saved_parts(n for n in progress.parts if is_adapters(n))
         # Its closed form was fitted on what was learnt by then, and on nothing that came later.
@@ -536,7 +543,7 @@ class Loop:
         self._ask_for(batch)
         log.info("%d samples are forgotten", len(forgotten.rows))
         with self.state.transaction():
-            self.state.save_forgotten(self.learner, forgotten, progress)
+            self.state.save_forgotten(self.learner, forgotten, progress, self._held_through)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
             self.state.save_dead([*batch.dead, *named.dead], manifest.version)
             self.state.save_reports(
@@ -546,6 +553,18 @@ class Loop:
             self.state.save_progress(self.learner, progress)
         self._exchange(manifest, parts)
         return True
+
+    def _held_through(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield rows, however many, and renew the lease while they are worked through."""
+        renewed = time.monotonic()
+        for row in rows:
+            if time.monotonic() - renewed > _RENEWAL_S:
+                renewed = time.monotonic()
+                try:
+                    self.stream.hold(self.progress.epoch, self.progress.holder)
+                except LogUnavailable as error:  # half of them are gone: there is no way back
+                    self.outage.noticed(error)
+            yield row
 
     def _without_classes(self, manifest: Manifest, parts: dict[str, bytes]) -> dict[str, Any]:
         """Return how well the other classes are told apart, before and after some are unlearnt."""

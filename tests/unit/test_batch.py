@@ -11,10 +11,11 @@ from everlens.pixels import decode_pixels, encode_pixels
 from everlens.records import DeadLetter, Entry, EntryKind, Forgetting, Rejection, Sample
 from everlens.wire import encode_forgetting, encode_rejection, encode_sample
 from tests.pictures import crops
-from worker.batch import cut, parse
+from worker.batch import FORGETTINGS_MAX, cut, parse
 
 logs = st.lists(st.sampled_from(EntryKind), max_size=40)
 SIZE = 32
+FORGETTINGS = 5  # of a batch, so that examples have more
 
 
 def log_of(kinds: list[EntryKind]) -> list[Entry]:
@@ -23,7 +24,7 @@ def log_of(kinds: list[EntryKind]) -> list[Entry]:
 
 def all_batches(log: list[Entry], batch_size: int) -> list[list[Entry]]:
     batches = []
-    while (batch := cut(log, batch_size)) is not None:
+    while (batch := cut(log, batch_size, FORGETTINGS)) is not None:
         batches.append(batch)
         log = log[len(batch) :]
     return batches
@@ -58,7 +59,7 @@ def test_a_batch_ends_at_a_control_entry_or_when_it_is_full(
     kinds: list[EntryKind], batch_size: int
 ) -> None:
     """
-    No entry is lost or moved; a border is the first control entry, or so many pictures.
+    No entry is lost or moved; a border is the first control entry, or so many pictures or forgettings.
 
     An activation is alone in its batch, so that a border stands before it as well; another one is
     where pictures end and forgettings begin, or the other way round.
@@ -73,15 +74,16 @@ def test_a_batch_ends_at_a_control_entry_or_when_it_is_full(
         last = batch[-1].kind
         if last in pictures | forgettings and before:
             assert (last in pictures) == (before <= pictures)
-        full = len(batch) == batch_size or last not in pictures | forgettings
+        most = batch_size if last in pictures else max(batch_size, FORGETTINGS)
+        full = len(batch) == most or last not in pictures | forgettings
         following_kind = next(iter(following)).kind if following else None
         turns = following_kind is not None and (last in pictures) != (following_kind in pictures)
         assert full or following_kind is EntryKind.ACTIVATE or turns or not following
-        assert len(batch) <= batch_size
+        assert len(batch) <= max(batch_size, FORGETTINGS if before <= forgettings else 0)
         assert len(batch) == 1 or last is not EntryKind.ACTIVATE
     rest = log[sum(map(len, batches)) :]
-    assert len(rest) < batch_size
     of_rest = {entry.kind for entry in rest}
+    assert len(rest) < max(batch_size, FORGETTINGS if of_rest <= forgettings else 0)
     assert of_rest <= pictures or of_rest <= forgettings
 
 
@@ -89,6 +91,7 @@ def test_nothing_to_cut() -> None:
     """An empty log, and one that is short of its border, has no batch."""
     assert cut([], 4) is None
     assert cut(log_of([EntryKind.SAMPLE] * 3), 4) is None
+    assert cut(log_of([EntryKind.FORGET] * (FORGETTINGS_MAX - 1)), 4) is None
 
 
 def test_a_good_sample_is_ready_to_be_learnt() -> None:

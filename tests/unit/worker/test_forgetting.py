@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from everlens.bus.admission import Admission, Admittable
 from everlens.bus.connect import connect_async
+from everlens.bus.stream import LEASE_MS
 from everlens.bus.versions import Publisher
 from everlens.bus.witness import Witness
+from everlens.errors import LogUnavailable
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import decode_pixels
 from everlens.records import EntryKind, Forgetting, Rejection, Sample
@@ -30,6 +33,7 @@ from tests.unit.worker.conftest import (
     until_cursor,
 )
 from tests.unit.worker.test_loop import assert_same_bits, everything
+from worker.learn.evidence import EvidenceSums
 from worker.loop import Loop
 
 # Float64 sums of a few dozen products below one, added in another order.
@@ -286,6 +290,79 @@ def test_forgetting_of_what_was_never_learnt_is_a_dead_letter(bench: Bench) -> N
     assert b"entry 9 is not among the samples" in dead[b"5"]
     assert loop.learner.samples == 3
     assert sorted(told(bench)[1]) == [7]
+    loop.close()
+
+
+def test_many_forgettings_are_one_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for one by one, they cost one factor and one version, whatever a batch of pictures is."""
+    bench.admit(digit_samples(12))
+    loop = run_to(bench.loop(tune="none"), 12)
+    version, factor, factors = loop.progress.version, EvidenceSums.factor, []
+
+    def counted(sums: EvidenceSums) -> torch.Tensor:
+        factors.append(sums)
+        return factor(sums)
+
+    monkeypatch.setattr(EvidenceSums, "factor", counted)
+    forget(bench, *(Forgetting(seq=seq) for seq in range(1, 11)))
+    run_to(loop, 23)
+    assert loop.learner.samples == 2
+    assert (len(factors), loop.progress.version) == (1, version + 1)
+    assert sorted(told(bench)[1]) == list(range(13, 23))
+    loop.close()
+
+
+def test_lease_is_held_while_a_large_class_is_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes to read its rows and to write them: nobody takes the log over."""
+    bench.admit([replace(sample, label="one") for sample in digit_samples(24)])
+    loop = run_to(bench.loop(tune="none"), 24)
+    forget(bench, Forgetting(label="one"))
+    batch = loop._next_batch()
+    assert batch is not None
+    monkeypatch.setattr("worker.loop._RENEWAL_S", 0.0)
+    left_ms = []
+
+    def slowly(renewing: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def rows(of: Loop, some: Iterable[Any]) -> Iterator[Any]:
+            for row in renewing(of, some):
+                left_ms.append(bench.client.pttl(bench.keys.lease))
+                bench.client.pexpire(bench.keys.lease, 50)  # as if much of it had gone by
+                yield row
+
+        return rows
+
+    monkeypatch.setattr(Loop, "_held_through", slowly(Loop._held_through))
+    assert loop._forget(batch)
+    assert len(left_ms) == 3 * 24  # read, taken out, noted
+    assert min(left_ms) > LEASE_MS - 5000
+    loop.close()
+
+
+def test_log_that_goes_away_while_a_class_is_forgotten_is_not_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is half forgotten in memory is forgotten to the end, and committed."""
+    bench.admit([replace(sample, label="one") for sample in digit_samples(8)])
+    loop = run_to(bench.loop(tune="none"), 8)
+    forget(bench, Forgetting(label="one"))
+    batch = loop._next_batch()
+    assert batch is not None
+    monkeypatch.setattr("worker.loop._RENEWAL_S", 0.0)
+    hold, away = loop.stream.hold, []
+
+    def fails(*arguments: object) -> bool:
+        if len(arguments) == 2:  # not the lease of a turn, which names the cursor
+            away.append(arguments)
+            raise LogUnavailable("gone for a moment")
+        return hold(*arguments)  # type: ignore[arg-type]
+
+    loop.stream.hold = fails  # type: ignore[method-assign,assignment]
+    assert loop._forget(batch)
+    assert len(away) == 24
+    assert loop.learner.samples == 0
+    assert loop.progress.cursor == 10
     loop.close()
 
 
