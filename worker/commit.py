@@ -35,8 +35,10 @@ from worker.learn.prequential import Prequential
 from worker.learn.replay import Exemplar
 from worker.learn.tuning import Draw, Round
 from worker.rows import Rows
+from worker.saved_sums import SCHEMA as SUMS_SCHEMA
+from worker.saved_sums import save_sums, saved_sums
 
-FORMAT = 6
+FORMAT = 7
 
 GoneRow = tuple[int, str, int]  # seq, id and class of what is unlearnt
 
@@ -54,6 +56,7 @@ _TABLES = (
     "waiting",
     "rounds",
     "records",
+    "sums",
     "blobs",
 )
 _SCHEMA = """
@@ -124,7 +127,7 @@ class StateFile(Rows):
     """The learner's state in one file, from `open_state` to `close`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, _SCHEMA, _TABLES)
+        super().__init__(path, _SCHEMA + SUMS_SCHEMA, _TABLES)
 
     def verify_all(self) -> None:
         """
@@ -188,8 +191,18 @@ class StateFile(Rows):
             assert learner.factor is not None
             self.save_blob("factor", save({"factor_DD": learner.factor}))
         if learner.sums is not None and learner.batch >= progress.sums_batch + SUMS_EVERY_BATCHES:
-            self.save_blob("sums", save(learner.sums.tensors()))
-            progress.sums_batch = learner.batch
+            self._save_sums(learner, progress)
+
+    def _save_sums(
+        self, learner: Learner, progress: Progress, forgotten: Iterable[int] = ()
+    ) -> None:
+        """Write the sums of those classes that changed since they were written last."""
+        assert learner.sums is not None
+        found = self.db.execute(
+            "SELECT DISTINCT class_index FROM samples WHERE batch > ?", (progress.sums_batch,)
+        )
+        save_sums(self, learner.sums, sorted({*forgotten, *(index for (index,) in found)}))
+        progress.sums_batch = learner.batch
 
     def rows_after(self, seq: int) -> list[LearntRow]:
         """Return what the sums took from the samples after an entry, in order."""
@@ -240,11 +253,9 @@ class StateFile(Rows):
         records = learner.records
         self.replace("records", [(c, save(records.tensors(c))) for c in forgotten.whole])
         if forgotten.refreshed:
-            assert learner.sums is not None
             assert learner.factor is not None
-            self.save_blob("sums", save(learner.sums.tensors()))
+            self._save_sums(learner, progress, forgotten.touched)
             self.save_blob("factor", save({"factor_DD": learner.factor}))
-            progress.sums_batch = learner.batch
         if forgotten.whole:  # their losses are part of it
             self.save_accepted(learner)
 
@@ -440,8 +451,7 @@ class StateFile(Rows):
             learner.records.load(class_index, _tensors(record, f"record {class_index}"))
 
     def _restore_sums(self, learner: Learner, saved_batch: int) -> None:
-        saved, factor = self.blob("sums"), self.blob("factor")
-        sums = EvidenceSums.of(_tensors(saved, "sums")) if saved is not None else None
+        sums, factor = saved_sums(self), self.blob("factor")
         rows = self.db.execute(
             "SELECT batch, class_index, feature, refused FROM samples WHERE batch > ? ORDER BY seq",
             (saved_batch,),

@@ -38,6 +38,15 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassSums:
+    """What the sums hold of one class: Σ x and n, and what was refused, if anything was."""
+
+    sum_D: Tensor
+    count: int
+    refused: Refused | None
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """The learning half of `everlens.model.heads.EvidenceHead`."""
 
@@ -160,8 +169,19 @@ class EvidenceSums:
                 total_CD[place] -= REFUSAL * count / (count + refused.count) * refused.sum_D
         return total_CD
 
+    def of_class(self, index: int) -> ClassSums:
+        """Return what is held of one class."""
+        return ClassSums(self.sum_CD[index], int(self.count_C[index]), self.refused.get(index))
+
+    def put(self, index: int, sums: ClassSums) -> None:
+        """Hold what `of_class` returned of a class that there is room for."""
+        self.sum_CD[index] = sums.sum_D
+        self.count_C[index] = sums.count
+        if sums.refused is not None:
+            self.refused[index] = sums.refused
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a commit saves."""
+        """Return all that is held, by name."""
         tensors = {"gram_DD": self.gram_DD, "sum_CD": self.sum_CD, "count_C": self.count_C}
         if self.refused:
             tensors["refused_R"] = torch.tensor([[c, r.count] for c, r in self.refused.items()])

@@ -300,7 +300,7 @@ def test_long_run_with_evictions_survives_restarts_to_the_bit(bench: Bench) -> N
     through = run_to(bench.loop("through", pace=pace, replay_bytes=BUFFER_BYTES), 80)
     assert len(through.learner.replay) < 60
     assert through.learner.factor_samples < 80
-    assert through.state.blob("sums") is not None
+    assert through.state.blob("gram") is not None
 
     for cursor in (14, 30, 66, 70, 80):
         restarted = run_to(copy.loop("again", pace=pace, replay_bytes=BUFFER_BYTES), cursor)
