@@ -53,6 +53,7 @@ _TABLES = (
     "dead",
     "reports",
     "exemplars",
+    "shelves",
     "waiting",
     "rounds",
     "records",
@@ -87,8 +88,11 @@ CREATE TABLE IF NOT EXISTS exemplars (
     trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS exemplars_by_class ON exemplars (class_index);
 CREATE TABLE IF NOT EXISTS waiting (
-    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
-    trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
+    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, trunk BLOB NOT NULL,
+    digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS shelves (
+    class_index INTEGER PRIMARY KEY, seen INTEGER NOT NULL, full INTEGER NOT NULL,
+    digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     batch INTEGER PRIMARY KEY, plan TEXT NOT NULL, trunks BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS records (
@@ -119,7 +123,6 @@ class Progress:
     adapter_due: bool = False  # likewise, or the last round, for the adapter's publication
     adapter_stale: bool = False  # its closed form, as published, rests on what is unlearnt since
     rounds: int = 0  # of tuning, drawn since the adapter was published
-    owed: int = 0  # of those, not taken yet
     waiting: int = 0  # samples observed since a round was drawn
 
 
@@ -183,7 +186,11 @@ class StateFile(Rows):
         )
         self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
         self.delete("exemplars", observation.buffer.evicted)
-        self.insert("waiting", map(_exemplar_row, observation.waiting))
+        self._save_shelves(learner)
+        self.insert(
+            "waiting",
+            ((e.seq, e.class_index, e.text, _trunk_bytes(e)) for e in observation.waiting),
+        )
         scored = sorted(set(observation.scored))
         self.replace("records", [(c, save(learner.records.tensors(c))) for c in scored])
         self.save_blob("fusing", save(learner.fusing.tensors()))
@@ -192,6 +199,11 @@ class StateFile(Rows):
             self.save_blob("factor", save({"factor_DD": learner.factor}))
         if learner.sums is not None and learner.batch >= progress.sums_batch + SUMS_EVERY_BATCHES:
             self._save_sums(learner, progress)
+
+    def _save_shelves(self, learner: Learner) -> None:
+        """Write what the buffer keeps of classes, of those that changed alone."""
+        changed = learner.replay.changed_bookkeeping()
+        self.replace("shelves", [(c, seen, int(full)) for c, (seen, full) in changed.items()])
 
     def _save_sums(
         self, learner: Learner, progress: Progress, forgotten: Iterable[int] = ()
@@ -249,7 +261,10 @@ class StateFile(Rows):
         self.delete("samples", (seq for seq, _, _ in through(forgotten.rows)))
         self.insert("forgotten", ((*row, progress.version) for row in through(forgotten.rows)))
         self.delete("exemplars", forgotten.exemplars)
-        self.delete("waiting", [seq for seq, _, _ in forgotten.rows])
+        self._save_shelves(learner)
+        left = {exemplar.seq for exemplar in learner.waiting}
+        waiting = self.db.execute("SELECT seq FROM waiting").fetchall()
+        self.delete("waiting", [seq for (seq,) in waiting if seq not in left])
         records = learner.records
         self.replace("records", [(c, save(records.tensors(c))) for c in forgotten.whole])
         if forgotten.refreshed:
@@ -317,7 +332,6 @@ class StateFile(Rows):
             "factor_samples": learner.factor_samples,
             "next_class": learner.replay.next_class,
             "steps_drawn": learner.tuner.steps_drawn,
-            "buffer": learner.replay.bookkeeping(),
             "prequential": [
                 learner.prequential.scored,
                 learner.prequential.correct,
@@ -421,9 +435,10 @@ class StateFile(Rows):
         self._restore_records(learner)
         self._restore_sums(learner, progress.sums_batch)
         learner.factor_samples = record["factor_samples"]
-        buffer = {int(index): (seen, full) for index, (seen, full) in record["buffer"].items()}
-        learner.replay.restore(self._exemplars("exemplars"), buffer)
-        learner.waiting = list(self._exemplars("waiting"))
+        shelves = self.db.execute("SELECT class_index, seen, full FROM shelves")
+        bookkeeping = {index: (seen, bool(full)) for index, seen, full in shelves}
+        learner.replay.restore(self._exemplars(), bookkeeping)
+        learner.waiting = list(self._waiting())
         learner.tuner.steps_drawn = record["steps_drawn"]
         tuner = self.blob("tuner")
         if tuner is not None:
@@ -468,24 +483,33 @@ class StateFile(Rows):
         if factor is not None:
             learner.factor = _tensors(factor, "factor")["factor_DD"]
 
-    def _exemplars(self, table: str) -> Iterator[Exemplar]:
+    def _exemplars(self) -> Iterator[Exemplar]:
         """Yield them in the order of the log, in which they were added."""
-        rows = self.db.execute(f"SELECT * FROM {table} ORDER BY seq")  # noqa: S608 - our own words
+        rows = self.db.execute("SELECT * FROM exemplars ORDER BY seq")
         for seq, class_index, text, image, trunk, held_out, _ in rows:
             state = _tensors(trunk, f"exemplar {seq}")["x"]
             yield Exemplar(seq, class_index, text, image, state, bool(held_out))
 
+    def _waiting(self) -> Iterator[Exemplar]:
+        """Yield what waits for a round, in the order of the log; no step looks at a picture."""
+        rows = self.db.execute("SELECT seq, class_index, text, trunk FROM waiting ORDER BY seq")
+        for seq, class_index, text, trunk in rows:
+            yield Exemplar(seq, class_index, text, b"", _tensors(trunk, f"waiting {seq}")["x"])
+
 
 def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes, int]:
-    trunk = save({"x": exemplar.trunk.contiguous()})
     return (
         exemplar.seq,
         exemplar.class_index,
         exemplar.text,
         exemplar.image,
-        trunk,
+        _trunk_bytes(exemplar),
         int(exemplar.held_out),
     )
+
+
+def _trunk_bytes(exemplar: Exemplar) -> bytes:
+    return save({"x": exemplar.trunk.contiguous()})
 
 
 def _round_row(drawn: Round) -> tuple[int, str, bytes]:

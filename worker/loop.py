@@ -407,7 +407,6 @@ class Loop:
         drawn = self.learner.draw()
         progress.tunes, progress.waiting = False, 0
         progress.rounds += drawn is not None
-        progress.owed += drawn is not None
         least = max(
             self.pace.adapter_every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND
         )
@@ -426,7 +425,6 @@ class Loop:
             return
         for done in taken:
             log.debug("batch %d: SIT loss %s", done.batch, done.losses)
-        self.progress.owed -= len(taken)
         with self.state.transaction():
             self.state.save_tuning(taken[-1].tuner, [done.batch for done in taken])
             self.state.save_progress(self.learner, self.progress)
@@ -585,19 +583,36 @@ class Loop:
         for drawn in rounds:
             # No child is forked from the middle of a step, and it has to see those before it taken.
             if begun[drawn.batch] >= ATTEMPTS and self._settle() and self._is_deadly(drawn):
-                self.progress.owed -= 1
                 with self.state.transaction():
                     self.state.save_tuning(self.learner.tuner.state(), [drawn.batch])
                     self.state.save_progress(self.learner, self.progress)
             else:
                 self.rounds.put(drawn)
+        self._draw_again()
+
+    def _draw_again(self) -> None:
+        """Draw the round that a death came before; leave it out where it is its reason."""
+        progress = self.progress
+        if not progress.tunes:
+            return
+        if self.attempts.begin(progress.cursor) >= ATTEMPTS:
+            if not self._settle():
+                return
+            pictures = len(self.learner.waiting)
+            if self._ends_the_learner(self.learner.draw, pictures, self.learner.batch):
+                self.learner.waiting = []  # so that none is drawn
         self._draw()
+        self.attempts.done()
 
     def _is_deadly(self, drawn: Round) -> bool:
+        take = partial(self.learner.take, drawn)
+        return self._ends_the_learner(take, drawn.pictures, drawn.batch)
+
+    def _ends_the_learner(self, work: Callable[[], object], pictures: int, batch: int) -> bool:
         """Ask a child and not the count: kills from outside may not cost the steps."""
-        failure = failure_aside(partial(self._try_round, drawn), allowed_s(drawn.pictures))
+        failure = failure_aside(partial(self._try_aside, work), allowed_s(pictures))
         if failure is not None:
-            log.error("the steps on batch %d are left out: %s", drawn.batch, failure)
+            log.error("the steps on batch %d are left out: %s", batch, failure)
         return failure is not None
 
     def _sorted_out(self, batch: Batch) -> Batch:
@@ -607,14 +622,12 @@ class Loop:
         return replace(batch, samples=fit, dead=[*batch.dead, *dead])
 
     def _try(self, samples: Sequence[LabelledPixels]) -> None:
-        """Learn samples in a child, where all of it is thrown away."""
-        self.generations.let_go()
-        self.learner.observe(samples, self.snapshot)
+        self._try_aside(lambda: self.learner.observe(samples, self.snapshot))
 
-    def _try_round(self, drawn: Round) -> None:
-        """Take a round in a child, where all of it is thrown away."""
+    def _try_aside(self, work: Callable[[], object]) -> None:
+        """Do something in a child, where all of it is thrown away."""
         self.generations.let_go()
-        self.learner.take(drawn)
+        work()
 
     def _advance(self, manifest: Manifest) -> None:
         self.progress.parent = manifest.parent
@@ -686,7 +699,7 @@ class Loop:
                 else None,
                 "samples_per_s": round(self.samples_per_s, 2),
                 "adapter_batch": self.progress.adapter_batch,
-                "rounds_owed": self.progress.owed,
+                "rounds_owed": self.rounds.owed,
                 "counts": asdict(self.counts),
                 "disk_free_bytes": disk.free,
                 "disk_bytes": disk.total,

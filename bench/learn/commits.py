@@ -142,7 +142,7 @@ def _known(loop: Loop, cursor: int) -> Callable[[], bool]:
 def _learnt(loop: Loop, cursor: int) -> Callable[[], bool]:
     """Return a stop condition: everything up to an entry is learnt, tuned and published."""
     known = _known(loop, cursor)
-    return lambda: known() and loop.unpublished is None and not loop.progress.owed
+    return lambda: known() and loop.unpublished is None and not loop.rounds.owed
 
 
 def _admit(url: str, keys: Keys, folder: Path, feed: Feed, batches: int) -> int:

@@ -73,6 +73,7 @@ class ReplayBuffer:
         ] = []  # heap of -bytes and class; what is past stays in it
         self._held: dict[int, Exemplar] = {}  # by seq
         self._kept = 0
+        self._changed: set[int] = set()  # classes whose bookkeeping did since it was asked for
 
     def __len__(self) -> int:
         return self._kept
@@ -99,6 +100,11 @@ class ReplayBuffer:
     def bookkeeping(self) -> dict[int, tuple[int, bool]]:
         """Return, for each class, how many samples were seen and whether it has been full."""
         return {index: (shelf.seen, shelf.full) for index, shelf in self._shelves.items()}
+
+    def changed_bookkeeping(self) -> dict[int, tuple[int, bool]]:
+        """Return the same of those classes alone of which it changed since this was asked last."""
+        changed, self._changed = self._changed, set()
+        return {c: (self._shelves[c].seen, self._shelves[c].full) for c in sorted(changed)}
 
     def restore(
         self, exemplars: Iterable[Exemplar], bookkeeping: dict[int, tuple[int, bool]]
@@ -133,6 +139,7 @@ class ReplayBuffer:
         gone: list[int] = []
         for seq, class_index in samples:
             shelf = self._shelves[class_index]
+            self._changed.add(class_index)
             shelf.seen -= 1
             place = bisect_left(shelf.exemplars, seq, key=lambda exemplar: exemplar.seq)
             if place < len(shelf.exemplars) and shelf.exemplars[place].seq == seq:
@@ -160,6 +167,7 @@ class ReplayBuffer:
     def _offer(self, sample: Exemplar, generator: Generator) -> list[int] | None:
         """Keep the sample if it may stay; return the seqs that made room, or None if refused."""
         shelf = self._shelves.setdefault(sample.class_index, _Shelf())
+        self._changed.add(sample.class_index)
         shelf.seen += 1
         if sample.bytes > self.budget_bytes:
             return None
@@ -184,6 +192,7 @@ class ReplayBuffer:
             shelf = self._shelves[index]
             if shelf.bytes == -negative:
                 size, shelf.full, largest[index] = shelf.bytes, True, shelf
+        self._changed.update(largest)
         for index in largest:
             heapq.heappush(self._sizes, (-size, index))
         return next(iter(largest.values()))

@@ -67,6 +67,24 @@ def test_the_budget_holds_whatever_comes(
         assert all(e in buffer.of_class(e.class_index) for e in buffer)
 
 
+@given(stream=streams, budget=st.integers(1, 4000), forgets=st.sets(st.integers(0, 79)))
+def test_what_changed_adds_up_to_the_whole_bookkeeping(
+    stream: list[tuple[int, int]], budget: int, forgets: set[int]
+) -> None:
+    """A commit writes what changed since the last one, and a start reads all of it."""
+    buffer, generator = ReplayBuffer(budget), generator_for(0)
+    written: dict[int, tuple[int, bool]] = {}
+    for seq, (c, size) in enumerate(stream):
+        buffer.add([exemplar(seq, c, size)], generator)
+        if seq in forgets:
+            buffer.forget([(seq, c)])
+        if seq % 3 == 0:
+            written |= buffer.changed_bookkeeping()
+    written |= buffer.changed_bookkeeping()
+    assert written == buffer.bookkeeping()
+    assert buffer.changed_bookkeeping() == {}
+
+
 @given(classes=st.lists(st.integers(0, 9), max_size=40))
 def test_everything_is_kept_while_there_is_room(classes: list[int]) -> None:
     """Up to the last byte of the budget nothing is refused and nothing goes."""

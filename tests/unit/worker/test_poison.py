@@ -15,6 +15,7 @@ import worker.poison
 from everlens.pixels import Pixels
 from tests.unit.worker.conftest import Bench, digit_samples, run_to
 from worker.learn.learner import LabelledPixels, Learner
+from worker.learn.tuning import Round
 from worker.loop import Loop
 from worker.poison import ATTEMPTS, Attempts, deadline, sorted_out
 
@@ -134,6 +135,32 @@ def test_poisoned_sample_is_a_dead_letter_and_the_rest_is_learnt(
     loop.close()
 
 
+def test_round_that_cannot_be_drawn_is_left_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two deaths a child is asked; its samples stay in evidence, and the next round is drawn."""
+    draw = Learner.draw
+
+    def deadly(learner: Learner) -> Round | None:
+        if any(exemplar.seq == 3 for exemplar in learner.waiting):
+            raise RuntimeError("poison")
+        return draw(learner)
+
+    monkeypatch.setattr(Learner, "draw", deadly)
+    bench.admit(digit_samples(8))
+    for _ in range(ATTEMPTS):
+        loop = bench.loop()
+        with pytest.raises(RuntimeError, match="poison"):
+            run_to(loop, 8)
+        loop.close()
+
+    loop = run_to(bench.loop(), 8)
+    assert loop.learner.samples == 8
+    assert (loop.progress.rounds, loop.learner.waiting) == (1, [])
+    assert not bench.client.hlen(bench.keys.dead)
+    loop.close()
+
+
 def test_steps_that_end_the_learner_are_left_out(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +179,7 @@ def test_steps_that_end_the_learner_are_left_out(
             loop.close()
     assert 1 <= deaths <= ATTEMPTS + 1
     assert loop.learner.samples == 8
-    assert loop.progress.owed == 0
+    assert loop.rounds.owed == 0
     assert bench.client.hlen(bench.keys.dead) == 0
 
 

@@ -45,9 +45,9 @@ def test_evidence_does_not_wait_for_tuning(bench: Bench, monkeypatch: pytest.Mon
     bench.admit(digit_samples(6)[4:])
     loop.run(lambda: loop.progress.cursor >= 7 and loop.unpublished is None)
     assert loop.snapshot.learned_through == 7
-    assert (loop.progress.owed, loop.progress.waiting, loop.learner.samples) == (1, 2, 6)
+    assert (loop.rounds.owed, loop.progress.waiting, loop.learner.samples) == (1, 2, 6)
     gate.opened.set()
-    loop.run(lambda: loop.progress.rounds == 2 and loop.progress.owed == 0)
+    loop.run(lambda: loop.progress.rounds == 2 and loop.rounds.owed == 0)
     assert loop.progress.waiting == 0
     loop.close()
 
@@ -61,7 +61,7 @@ def test_a_backlog_is_learnt_no_faster_than_it_is_tuned(
     loop = bench.loop(pace=PATIENT)
     until = time.monotonic() + 3
     loop.run(lambda: time.monotonic() > until or loop.rounds.owed > OWED_MAX)
-    assert (loop.progress.owed, loop.progress.cursor) == (OWED_MAX, 4 * OWED_MAX)
+    assert (loop.rounds.owed, loop.progress.cursor) == (OWED_MAX, 4 * OWED_MAX)
     gate.opened.set()
     run_to(loop, 4 * (OWED_MAX + 2))
     loop.close()
@@ -82,7 +82,7 @@ def test_a_round_is_the_same_whenever_it_is_taken(
     gate = Gate(monkeypatch)
     late = copies[0].loop("late", pace=pace, replay_bytes=60_000)
     late.run(lambda: hasattr(late, "progress") and late.progress.cursor >= 24)
-    assert late.progress.owed == 6
+    assert late.rounds.owed == 6
     assert len(late.learner.replay) < 24  # what the rounds see has left the buffer in part
     gate.opened.set()
     finish(late)
