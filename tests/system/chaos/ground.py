@@ -225,16 +225,16 @@ def settled(
 
 
 def progress_of(path: Path) -> dict[str, Any] | None:
-    """Return the learner's committed progress; None before the first commit."""
+    """Return the learner's committed progress, with the rounds `owed`; None before the first commit."""
     with contextlib.suppress(sqlite3.DatabaseError):  # also while it is damaged on purpose
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            row = db.execute("SELECT record FROM head").fetchone()
+            row = db.execute("SELECT record, (SELECT count(*) FROM rounds) FROM head").fetchone()
         finally:
             db.close()
         if row is not None:
             progress: dict[str, Any] = json.loads(row[0])["progress"]
-            return progress
+            return progress | {"owed": row[1]}
     return None
 
 
