@@ -43,20 +43,25 @@ def settings(log_url: str, namespace: str, tmp_path: Path) -> Settings:
     return Settings(redis_url=log_url, namespace=namespace, data_dir=tmp_path, decoders=1)
 
 
+@asynccontextmanager
+async def running(settings: Settings, backbone: Backbone, stream: Stream) -> AsyncIterator[Api]:
+    """Run a service with these settings; it has looked for the newest version."""
+    app = create_app(settings, lambda: backbone)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://everlens") as client,
+    ):
+        await app.state.service.settled.wait()
+        yield Api(client, app.state.service, stream)
+
+
 @pytest.fixture
 def started(stream: Stream, tiny_clip: Backbone) -> Start:
     """A context manager that runs a service with some settings."""
 
-    @asynccontextmanager
-    async def run(settings: Settings, backbone: Backbone = tiny_clip) -> AsyncIterator[Api]:
-        app = create_app(settings, lambda: backbone)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://everlens") as client,
-        ):
-            await app.state.service.settled.wait()
-            yield Api(client, app.state.service, stream)
+    def run(settings: Settings, backbone: Backbone = tiny_clip) -> AbstractAsyncContextManager[Api]:
+        return running(settings, backbone, stream)
 
     return run
 

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import json
 import logging
+import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -18,9 +19,13 @@ from fastapi import Request
 from fastapi.routing import iter_route_contexts
 from starlette.types import Message, Receive, Scope, Send
 
+from everlens.bus.connect import connect
+from everlens.bus.keys import Keys
+from everlens.bus.stream import Stream
 from everlens.errors import KeysError
 from everlens.keys import SCOPES, ApiKey, add_key, read_ring, revoke_key
 from everlens.keys import Scope as ScopeName
+from everlens.model.backbone import Backbone
 from everlens.settings import Settings
 from service.app import create_app
 from service.auth import (
@@ -36,7 +41,7 @@ from service.auth import (
 )
 from service.problems import Problem
 from tests.unit.service.api import Api
-from tests.unit.service.conftest import Start
+from tests.unit.service.conftest import Start, running
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +72,50 @@ async def guarded(started: Start, settings: Settings, token: str) -> AsyncIterat
     """A running service that has the key `token`."""
     async with started(settings) as api:
         yield api
+
+
+class Door(NamedTuple):
+    """One service for what is asked of every route, and keys of each kind to it."""
+
+    api: Api
+    good: str
+    bad: list[str]  # unknown, forged, revoked, expired
+    alone: dict[str, str]  # by scope: a key that has it and no other
+    without: dict[str, str]  # likewise: a key that has all others
+
+
+@pytest.fixture(scope="module")
+async def door(
+    log_url: str, tiny_clip: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Door]:
+    """A service of its own would take a fifth of a second for each route."""
+    settings = Settings(
+        redis_url=log_url,
+        namespace=f"test-{uuid.uuid4().hex[:12]}",
+        data_dir=tmp_path_factory.mktemp("door"),
+        decoders=1,
+        key_rate_per_s=1000,
+    )
+    path = settings.keys_path
+
+    def made(*scopes: ScopeName) -> str:
+        return add_key(path, "one", scopes=scopes, now=NOW)[1]
+
+    good = add_key(path, "phone", now=NOW)[1]
+    revoked, lost = add_key(path, "lost", scopes=SCOPES, now=NOW)
+    revoke_key(path, revoked.id)
+    past = NOW - timedelta(seconds=1)
+    _, expired = add_key(path, "guest", scopes=SCOPES, now=past, expires_at=past)
+    forged = [good[:-1] + "~", good[:13], good[13:], "evl_00000000_" + good[13:], "x"]
+    alone = {scope: made(scope) for scope in SCOPES} | {ANY: made()}
+    without = {scope: made(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
+    client = connect(log_url)
+    stream = Stream(client, Keys(settings.namespace))
+    assert stream.hold(stream.create(), "test")
+    async with running(settings, tiny_clip, stream) as api:
+        api.service.end_streams()  # else the answer of /events would go on for ever
+        yield Door(api, good, [lost, expired, *forged], alone, without | {ANY: made()})
+    client.close()
 
 
 ADDRESSES = itertools.cycle(f"198.51.100.{number}" for number in range(250))
@@ -119,53 +168,41 @@ async def test_the_table_names_every_route_in_order(api: Api):
 
 
 @pytest.mark.parametrize("route", [*GUARDED, *UNKNOWN], ids="-".join)
-async def test_no_route_answers_without_a_key(guarded: Api, route):
+async def test_no_route_answers_without_a_key(door: Door, route):
     """Every route but the health checks, also those that do not exist, is a 401 without a key."""
-    response = await from_elsewhere(guarded, *route)
+    response = await from_elsewhere(door.api, *route)
     about = problem(response, 401, "no-key")
     assert "everlens keys add" in about["detail"]
     assert response.headers["www-authenticate"] == 'Bearer realm="everlens"'
 
 
 @pytest.mark.parametrize("route", GUARDED, ids="-".join)
-async def test_no_route_takes_a_bad_key(started: Start, settings: Settings, path, token, route):
+async def test_no_route_takes_a_bad_key(door: Door, route):
     """Unknown, forged, revoked and expired keys get one and the same 401, by either header."""
-    revoked, lost = add_key(path, "lost", scopes=SCOPES, now=NOW)
-    revoke_key(path, revoked.id)
-    past = NOW - timedelta(seconds=1)
-    _, expired = add_key(path, "guest", scopes=SCOPES, now=past, expires_at=past)
-    forged = [token[:-1] + "~", token[:13], token[13:], "evl_00000000_" + token[13:], "x"]
     answers = set()
-    async with started(settings) as api:
-        for shown in (lost, expired, *forged):
-            for headers in (bearer(shown), {"X-API-Key": shown}):
-                headers["X-Request-Id"] = "same"
-                response = await from_elsewhere(api, *route, headers=headers)
-                problem(response, 401, "unknown-key")
-                answers.add((response.content, str(response.headers)))
-                assert shown == "x" or shown not in response.text + str(response.headers)
+    for shown in door.bad:
+        for headers in (bearer(shown), {"X-API-Key": shown}):
+            headers["X-Request-Id"] = "same"
+            response = await from_elsewhere(door.api, *route, headers=headers)
+            problem(response, 401, "unknown-key")
+            answers.add((response.content, str(response.headers)))
+            assert shown == "x" or shown not in response.text + str(response.headers)
     assert len(answers) == 1
     assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
 
 @pytest.mark.parametrize("route", GUARDED, ids="-".join)
-async def test_no_route_takes_the_wrong_scope(started: Start, settings: Settings, path, route):
+async def test_no_route_takes_the_wrong_scope(door: Door, route):
     """A key with every scope but the route's is a 403 that names it; one with it alone is not."""
     needed = TABLE.needed(*route)
-    own: list[ScopeName] = [scope for scope in SCOPES if scope == needed]
-    others: list[ScopeName] = [scope for scope in SCOPES if scope != needed]
-    _, without = add_key(path, "others", scopes=others, now=NOW)
-    _, alone = add_key(path, "alone", scopes=own, now=NOW)
-    async with started(settings) as api:
-        api.service.end_streams()  # else the answer of /events would go on for ever
-        refused = await api.client.request(*route, headers=bearer(without))
-        if needed == ANY:
-            assert refused.status_code == 200
-        else:
-            assert needed in problem(refused, 403, "scope-missing")["detail"]
-            assert 'error="insufficient_scope"' in refused.headers["www-authenticate"]
-        allowed = await api.client.request(*route, headers=bearer(alone))
-        assert allowed.status_code not in {401, 403}
+    refused = await door.api.client.request(*route, headers=bearer(door.without[needed]))
+    if needed == ANY:
+        assert refused.status_code == 200
+    else:
+        assert needed in problem(refused, 403, "scope-missing")["detail"]
+        assert 'error="insufficient_scope"' in refused.headers["www-authenticate"]
+    allowed = await door.api.client.request(*route, headers=bearer(door.alone[needed]))
+    assert allowed.status_code not in {401, 403}
 
 
 async def test_a_key_is_a_password_for_label_studio_alone(guarded: Api, token):
