@@ -39,8 +39,8 @@ def of_learner(report: Mapping[str, Any]) -> dict[str, str]:
     if "prequential_accuracy" in known:
         answers = counted(known["prequential_samples"], "answer")
         rows["accuracy in all"] = f"{share(known['prequential_accuracy'])} of {answers}"
-    if "expert_recall" in known:
-        recall = known["expert_recall"]
+    recall = known.get("expert_recall", {})
+    if any(value is not None for value in recall.values()):
         parts = (f"{name.replace('_', '-')} {share(recall.get(name))}" for name in _EXPERTS)
         rows["recall of each expert"] = ", ".join(parts)
     if "forgetting" in known:

@@ -83,11 +83,12 @@ def test_what_is_not_known_yet_is_not_said() -> None:
         "prequential_accuracy": None,
         "forgetting": None,
         "class_weight_max": None,
+        "expert_recall": {"zero_shot": None, "evidence": None, "adapter": None},
         "adapter_batch": 0,
         "samples_per_s": 0.0,
     }
     said = of_learner(fresh)
-    assert "adapter" not in said
+    assert said.keys().isdisjoint({"adapter", "recall of each expert"})
     assert not any("None" in words for words in said.values())
     assert said.keys() >= {"classes", "replay buffer", "numerics"}
 
