@@ -57,7 +57,7 @@ _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
 _HELD_S = 0.2  # likewise, while somebody holds learning
 _TUNING_MS = 50  # likewise, while rounds of tuning may end
-_RENEWAL_S = LEASE_MS / 1000 / 6  # likewise, of the lease in long work
+_RENEWAL_S = LEASE_MS / 1000 / 6  # between two renewals of the lease in long work
 _REPORT_S = 10.0  # between two reports at most, so that whoever looks knows the age of a silence
 
 # The closed form of an adapter sees each exemplar once more. It is made when there was a round of
@@ -509,7 +509,7 @@ class Loop:
         progress.tunes = progress.adapter_stale = False
         progress.adapter_batch = self.learner.batch
         with self.state.transaction():
-            self.state.save_forgotten(self.learner, forgotten, progress)
+            self.state.save_forgotten(self.learner, forgotten, progress, self._held_through)
             self.state.save_round(None)
             self.state.save_accepted(self.learner)
             self.state.save_parts({n: p for n, p in parts.items() if is_made_once(n)})
