@@ -27,7 +27,7 @@ from bench.packs import REPOSITORY
 from everlens.bus.server import EmbeddedServer
 from everlens.child import start_child, stop_child
 from everlens.errors import EverlensError
-from everlens.launch.environment import LEARNER_NICENESS, learner_environment
+from everlens.launch.environment import learner_environment
 from everlens.launch.health import learner_present, service_ready
 
 READY_S = 120.0
@@ -112,7 +112,7 @@ def worker(url: str, folder: Path, **settings: object) -> Iterator[Process]:
     words = [sys.executable, "-P", "-m", "worker"]
     environment = _environment(url, folder, **settings) | learner_environment(1)
     namespace = str(settings.get("namespace", "everlens"))
-    with started("worker", words, folder, environment, niceness=LEARNER_NICENESS) as process:
+    with started("worker", words, folder, environment) as process:
         until(process, lambda: learner_present(url, namespace))
         try:
             yield process
@@ -128,13 +128,12 @@ def started(
     environment: Mapping[str, str],
     *,
     port: int = 0,
-    niceness: int = 0,
 ) -> Iterator[Process]:
     """Give a process whose output goes to a file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.log"
     with path.open("ab") as log:
-        child = start_child(words, log=log, env=environment, niceness=niceness)
+        child = start_child(words, log=log, env=environment)
     try:
         yield Process(child, path, port)
     finally:

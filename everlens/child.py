@@ -2,11 +2,12 @@
 Child processes that do not outlive their parent.
 
 A short program runs in the child before it becomes what was asked for: it asks the kernel for a
-signal at the parent's death (Linux), leaves at once if the parent is gone already, and lowers its
-priority. Not done in `preexec_fn`, which is unsafe in a process with threads.
+signal at the parent's death (Linux), and leaves at once if the parent is gone already. Not done in
+`preexec_fn`, which is unsafe in a process with threads.
 
-Linux may schedule each session as one group (autogroup), among which a process's own niceness counts
-for nothing: so that of the group is set as well, which is the child's alone.
+A child has a process group of its own, but not a session: Linux may schedule each session as one
+group (autogroup), among which niceness counts for nothing. In one session the niceness of our threads
+decides among us, and all of us together have one share beside other programs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,11 @@ from typing import IO
 # prctl 1 is PR_SET_PDEATHSIG. The kernel ties it to the thread that forked: start children from
 # the main thread.
 _BECOME = """
-import contextlib, ctypes, os, signal, sys
-parent, niceness, death_signal, *command = sys.argv[1:]
+import ctypes, os, signal, sys
+parent, death_signal, *command = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, int(death_signal), 0, 0, 0)
     os.getppid() == int(parent) or os._exit(71)
-os.nice(int(niceness))
-if int(niceness):
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
-        group.write(niceness)
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.execv(command[0], command)
 """
@@ -43,7 +40,6 @@ def start_child(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     keep_open: Sequence[int] = (),
-    niceness: int = 0,
     death_signal: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """
@@ -53,12 +49,11 @@ def start_child(
         log: takes what the child prints.
         env: the child's whole environment; None hands on ours.
         keep_open: descriptors that the child inherits, for locks that live as long as it does.
-        niceness: added to our own; that of its scheduling group.
         death_signal: what the kernel sends when we die; only SIGKILL ends a stopped child.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _BECOME]
-        + [str(os.getpid()), str(niceness), str(int(death_signal))]
+        + [str(os.getpid()), str(int(death_signal))]
         + [str(word) for word in command],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -66,7 +61,7 @@ def start_child(
         env=env,
         cwd=cwd,
         pass_fds=keep_open,
-        start_new_session=True,  # Ctrl-C goes to the parent, which stops its children in order
+        process_group=0,  # Ctrl-C goes to the parent, which stops its children in order
     )
 
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from everlens.errors import EverlensError, ModelError
 from everlens.model.backbone import Backbone
 from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.niceness import stand_back
 from everlens.settings import Settings
 from service.admission import GroupAdmission
 from service.batcher import Batcher
@@ -49,7 +47,7 @@ from service.serving import Serving
 from service.task_pictures import Studio, TaskPictures
 
 _POLL_S = 1.0
-_BUILDERS_NICENESS = 10
+_ASIDE_NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +242,6 @@ def service_of(request: Request) -> Service:
 
 
 def _stand_back() -> None:
-    """Let the calling thread, which builds versions, hold up no answer: one core, and that last."""
+    """Let what the calling thread computes aside hold up no answer: one core, and that last."""
     use_threads_here(1)
-    if sys.platform == "linux":  # where niceness belongs to a thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BUILDERS_NICENESS)
+    stand_back(_ASIDE_NICENESS)

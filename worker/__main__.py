@@ -50,6 +50,7 @@ from everlens.model.runtime import (
     make_deterministic,
     set_threads,
 )
+from everlens.niceness import stand_back_together
 from everlens.settings import Settings, load_settings
 from worker.backup import Places, back_up
 from worker.exhibits import Exhibits, Gallery
@@ -59,6 +60,7 @@ from worker.learn.learner import LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.loop import Loop, Pace
 from worker.reconcile import reconcile
+from worker.rounds import NICENESS
 
 log = logging.getLogger("everlens.worker")
 
@@ -233,6 +235,7 @@ def _learn(settings: Settings) -> int:
     stopping = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    stand_back_together(NICENESS)
     try:
         loop = make_loop(settings)
     except (SettingsError, ModelError) as error:

@@ -15,10 +15,13 @@ import shutil
 import sqlite3
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from everlens.errors import DamagedState, StateError
+from everlens.niceness import stand_back
 from worker.commit import StateFile
+from worker.rounds import NICENESS
 
 log = logging.getLogger("everlens.worker")
 
@@ -47,7 +50,9 @@ class Generations:
             raise StateError(
                 f"another learner uses {path}; stop it, or give this one another data directory"
             ) from None
-        self._copier = ThreadPoolExecutor(1, thread_name_prefix="copy")
+        self._copier = ThreadPoolExecutor(
+            1, thread_name_prefix="copy", initializer=partial(stand_back, NICENESS)
+        )
         self._copying: Future[None] | None = None
         self.newest, self.kept = self._cursors()
 

@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -47,11 +48,12 @@ from worker.publication import (
     judged,
     next_manifest,
 )
-from worker.rounds import OWED_MAX, Rounds
+from worker.rounds import OWED_MAX, Rounds, stand_back_with
 
 log = logging.getLogger("everlens.worker")
 
 Row = TypeVar("Row")
+Made = TypeVar("Made")
 
 _AWAY_S = 0.2  # between two attempts while the log does not answer
 _IDLE_MS = 500  # between two looks at the log while nothing comes
@@ -117,6 +119,10 @@ class Loop:
         self.attempts = Attempts(state.path.with_suffix(".attempts"))
         self.rounds = Rounds(
             self.learner, Attempts(state.path.with_suffix(".rounds-attempts")), threads
+        )
+        # For what may wait; the loop's own thread brings a label into the answers.
+        self._patient = ThreadPoolExecutor(
+            1, thread_name_prefix="patient", initializer=partial(stand_back_with, threads)
         )
         self._saved: Progress | None = None  # as the state file had it
         self._restored = False
@@ -230,6 +236,7 @@ class Loop:
     def close(self) -> None:
         """Close the state, once a step that is being taken and a copy that is being made are done."""
         self.rounds.close()
+        self._patient.shutdown()
         self.generations.close()
         self.state.close()
 
@@ -378,7 +385,10 @@ class Loop:
     def _observe(self, batch: Batch) -> None:
         """The evidence clock: sums and buffer, one commit, one version."""
         with deadline(allowed_s(len(batch.samples))):
-            observation = self.learner.observe(batch.samples, self.snapshot)
+            observe = partial(self.learner.observe, batch.samples, self.snapshot)
+            # A full batch is one of many, and nobody waits for each; what was cut is waited for.
+            full = len(batch.samples) >= self.pace.batch_size
+            observation = self._patiently(observe) if full else observe()
         self.counts.dead += len(observation.unfit)
         parts = evidence_parts(self.learner, observation)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=batch.last_seq)
@@ -446,10 +456,12 @@ class Loop:
             return False
         started = time.monotonic()
         progress = self.progress
-        parts = adapter_parts(self.learner)
+        parts = self._patiently(partial(adapter_parts, self.learner))
         manifest = None
         if parts:
-            manifest, parts = judged(self.learner, progress, parts, self.snapshot)
+            manifest, parts = self._patiently(
+                partial(judged, self.learner, progress, parts, self.snapshot)
+            )
             self.counts.gate_passed += bool(parts)
             self.counts.gate_held_back += not parts
             if not parts:
@@ -466,6 +478,10 @@ class Loop:
         self._publish_soon()
         self.publication_s = time.monotonic() - started
         return True
+
+    def _patiently(self, work: Callable[[], Made]) -> Made:
+        """Return what work comes to that lets answers go first."""
+        return self._patient.submit(work).result()
 
     @property
     def _adapter_waits(self) -> bool:

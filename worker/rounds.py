@@ -4,6 +4,9 @@ The thread that takes rounds of tuning, one after the other, beside the loop. â‘
 A round was drawn when its samples were observed and depends on nothing that comes later, so the
 bits are the same whenever it is computed; but a sample that comes meanwhile is learnt by evidence at
 once, and does not wait for seconds of gradients. Only the publication of an adapter waits for all.
+
+It stands back: where cores are short, answers go first, and so does the loop, which brings a label into
+the answers.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from functools import partial
 from torch import Tensor
 
 from everlens.model.runtime import use_threads_here
+from everlens.niceness import stand_back
 from worker.learn.learner import Learner
 from worker.learn.tuning import Round
 from worker.poison import Attempts, allowed_s
@@ -25,6 +29,9 @@ from worker.poison import Attempts, allowed_s
 # Rounds that may wait: while so many do, no further batch is learnt. A burst is known by evidence
 # in seconds, and a stream that never ends is learnt at the pace of tuning.
 OWED_MAX = 8
+
+# Of what may wait, beside answers at 0: a twentieth of their share of a core (docs/performance.md).
+NICENESS = 13
 
 _LOOK_S = 0.1  # at a step that must end
 
@@ -112,7 +119,7 @@ class Rounds:
 
     def _run(self) -> None:
         try:
-            use_threads_here(self.threads)
+            stand_back_with(self.threads)
             while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
                 self.attempts.begin(drawn.batch)
                 self._before_a_step(drawn)
@@ -129,3 +136,9 @@ class Rounds:
         """Wind the clock up; return whether to stop."""
         self._deadline = time.monotonic() + allowed_s(drawn.pictures)
         return self._stopping.is_set()
+
+
+def stand_back_with(threads: int) -> None:
+    """Let the calling thread, which computes what may wait, take so many threads of torch, and last."""
+    stand_back(NICENESS)
+    use_threads_here(threads)

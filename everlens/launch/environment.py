@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-# With 10 a service at its limit kept 0.82 of its rate beside a learner, with 13 it keeps what
-# docs/performance.md says.
-LEARNER_NICENESS = 13
-
 
 def learner_environment(threads: int) -> dict[str, str]:
     """Return the variables of a learner with so many threads, beside its settings."""
     return {
-        # It may never take the processor away from answers (docs/performance.md).
+        # What may wait takes the processor from nobody: `worker.rounds`, docs/performance.md.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         # Large buffers that come and go tear the heap between what stays: about 1 MB a sample

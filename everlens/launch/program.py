@@ -41,13 +41,11 @@ class Program:
         log_path: Path,
         *,
         lock: int,
-        niceness: int = 0,
     ) -> None:
         self.name = name
         self.environment = environment
         self.log_path = log_path
         self.lock = lock
-        self.niceness = niceness
         self.process: Popen[bytes] | None = None
         self.failures = 0
         self.ended = False  # for good, by its own decision; the others go on
@@ -73,7 +71,6 @@ class Program:
                 log=log,
                 env=self.environment,
                 keep_open=(self.lock,),
-                niceness=self.niceness,
             )
 
     def tend(self, now: float) -> Iterator[str]:

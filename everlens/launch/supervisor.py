@@ -25,7 +25,7 @@ import everlens
 from everlens.bus.server import EmbeddedServer
 from everlens.errors import ServerError, SettingsError
 from everlens.keys import read_ring
-from everlens.launch.environment import LEARNER_NICENESS, learner_environment
+from everlens.launch.environment import learner_environment
 from everlens.launch.greeting import base_url, greeting, without_password
 from everlens.launch.health import learner_present, service_ready
 from everlens.launch.program import GaveUp, Program
@@ -121,7 +121,7 @@ class Launcher:
         logs = self.data_dir / "logs"
         learner = environment | learner_environment(self.settings.worker_threads)
         self.programs = [
-            Program("worker", learner, logs / "worker.log", lock=lock, niceness=LEARNER_NICENESS),
+            Program("worker", learner, logs / "worker.log", lock=lock),
             Program("service", environment, logs / "service.log", lock=lock),
         ]
         for program in self.programs:

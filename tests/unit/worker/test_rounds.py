@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tests.unit.worker.test_loop import assert_same_bits
 from worker.learn.learner import Learner
 from worker.learn.tuning import Round
 from worker.poison import Attempts
-from worker.rounds import OWED_MAX, Rounds
+from worker.rounds import NICENESS, OWED_MAX, Rounds
 
 # No adapter is published in these runs.
 PATIENT = replace(PACE, adapter_every_rounds=100)
@@ -122,6 +123,25 @@ def test_a_round_that_hangs_ends_the_process(
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGALRM
     assert Attempts(tmp_path / "attempts").begun(1) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a niceness of each thread")
+def test_rounds_stand_back(tmp_path: Any) -> None:
+    """Rounds are nicer than the thread that asks for them."""
+    found: list[int] = []
+
+    class Learner:
+        tuner = type("Tuner", (), {"state": lambda _: {}})()
+
+        def take(self, *_: object) -> list[float]:
+            found.append(os.nice(0))
+            return [1.0]
+
+    rounds = Rounds(Learner(), Attempts(tmp_path / "attempts"), 1)  # type: ignore[arg-type]
+    rounds.put(Round(1, 1, []))
+    assert len(rounds.taken(wait_s=5)) == 1
+    rounds.close()
+    assert found == [min(19, os.nice(0) + NICENESS)]
 
 
 def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
