@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -16,6 +16,7 @@ from everlens.pixels import Pixels
 from everlens.records import as_written
 from everlens.settings import Settings
 from service import body
+from service.ahead import Seen, seen_by_now
 from service.auth import Caller
 from service.batcher import Answer, Query
 from service.context import Model, Service
@@ -152,11 +153,13 @@ async def classify(
     await _check_names(model, questions)
     with model.batcher.decoding():
         pixels = await _decoded(service, model, questions)
-    for question in questions.items:
-        await _wait_learned(service, model, question.fields)
-    queries = [
-        _query(model, question.fields, picture)
+    seen = [
+        await _wait_learned(service, model, question.fields, picture)
         for question, picture in zip(questions.items, pixels, strict=True)
+    ]
+    queries = [
+        replace(_query(model, question.fields, picture), seen=before)
+        for question, picture, before in zip(questions.items, pixels, seen, strict=True)
     ]
     answers = await model.batcher.ask(queries)
     if not all(answer.ranked for answer in answers):  # the last class was forgotten meanwhile
@@ -215,17 +218,21 @@ async def _decoded(service: Service, model: Model, questions: Questions) -> list
     return pixels
 
 
-async def _wait_learned(service: Service, model: Model, fields: QueryFields) -> None:
-    """Return when the serving version has learnt what the question waits for."""
+async def _wait_learned(
+    service: Service, model: Model, fields: QueryFields, pixels: Pixels
+) -> Seen | None:
+    """Return when the serving version has learnt what the question waits for; and what was seen."""
     if fields.wait_for is None:
-        return
+        return None
     seq = await _seq_of(service, fields.wait_for)
     serving = model.serving
     if serving.waiting >= service.settings.max_queued_queries:
         if serving.current.learned_through >= seq:
-            return
+            return None
         # Each holds a connection, and the process has only so many.
         raise Problem("busy", "too many queries wait for their samples; ask again", retry_after_s=5)
+    waits = serving.current.learned_through < seq
+    looking = model.ahead.look(pixels) if waits else None
     wait_s = fields.wait_s or service.settings.wait_s
     if not await serving.wait_learned(seq, wait_s):
         raise Problem(
@@ -236,6 +243,7 @@ async def _wait_learned(service: Service, model: Model, fields: QueryFields) -> 
     reason = (await service.log.state_of(seq)).dead_reason
     if reason is not None:
         raise Problem("sample-dead", f"entry {seq} could not be learnt: {reason}")
+    return seen_by_now(looking)
 
 
 async def _seq_of(service: Service, wait_for: str | int) -> int:

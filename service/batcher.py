@@ -30,6 +30,7 @@ from everlens.model.fusion import Scores, expert_shares, fuse
 from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Ranked, Snapshot, Views, joined
 from everlens.pixels import Pixels
+from service.ahead import Seen
 from service.metrics import Metrics
 from service.names import NameVectors
 from service.problems import Problem
@@ -51,13 +52,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """One picture; `labels` None asks for the learnt classes, `snapshot` None for the current."""
+    """
+    One picture; `labels` None asks for the learnt classes, `snapshot` None for the current.
+
+    What was `seen` of it before is not seen again by the same towers.
+    """
 
     pixels: Pixels
     labels: tuple[str, ...] | None
     top: int
     snapshot: Snapshot | None = None
     explain: bool = False
+    seen: Seen | None = None
 
 
 class Shares(NamedTuple):
@@ -128,6 +134,11 @@ class Batcher:
         self._threads = threads or torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody asks."""
+        return self._queued == 0
 
     async def ask(self, queries: Sequence[Query]) -> list[Answer]:
         """
@@ -304,7 +315,7 @@ def _answers(
         by_snapshot.setdefault(id(query.snapshot or current), []).append(place)
     for places in by_snapshot.values():
         snapshot = queries[places[0]].snapshot or current
-        views = forward(snapshot, [queries[place].pixels for place in places])
+        views = _views(snapshot, [queries[place] for place in places], forward)
         by_labels: dict[tuple[str, ...] | None, list[int]] = {}
         for row, place in enumerate(places):
             by_labels.setdefault(queries[place].labels, []).append(row)
@@ -329,6 +340,21 @@ def _answers(
                     else None,
                 )
     return [answers[place] for place in range(len(queries))]
+
+
+def _views(
+    snapshot: Snapshot,
+    queries: list[Query],
+    forward: Callable[[Snapshot, list[Pixels]], Views],
+) -> Views:
+    """Return the views of the queries' pictures in order; one pass over those not seen before."""
+    before = [q.seen.views if q.seen and q.seen.holds_for(snapshot) else None for q in queries]
+    new = [query.pixels for query, views in zip(queries, before, strict=True) if views is None]
+    if len(new) == len(queries):
+        return forward(snapshot, new)
+    found = forward(snapshot, new) if new else None
+    rows = (found.rows([row]) for row in range(len(new))) if found is not None else iter(())
+    return joined([next(rows) if views is None else views for views in before])
 
 
 def _candidates(

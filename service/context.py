@@ -31,6 +31,7 @@ from everlens.model.snapshot import Snapshot, base_snapshot
 from everlens.niceness import stand_back
 from everlens.settings import Settings
 from service.admission import GroupAdmission
+from service.ahead import Ahead
 from service.batcher import Batcher
 from service.cache import VersionCache
 from service.decoder.protocol import PictureLimits
@@ -60,6 +61,7 @@ class Model:
     serving: Serving
     batcher: Batcher
     names: NameVectors
+    ahead: Ahead
     swaps: HotSwap
     events: Events
 
@@ -110,6 +112,7 @@ class Service:
         self.failure: EverlensError | None = None
         self.settled = asyncio.Event()  # ready, or never to be
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="build", initializer=_stand_back)
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="ahead", initializer=_stand_back)
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -130,7 +133,8 @@ class Service:
         if self.model is not None:
             await self.model.batcher.stop()
         self.decoding.close()
-        self._builder.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._builder, self._looker):
+            thread.shutdown(wait=False, cancel_futures=True)
         await self.task_pictures.close()
         await self.client.aclose()
         self.witness.close()
@@ -173,7 +177,8 @@ class Service:
         )
         self.metrics.info.info({"version": __version__, "model": base.backbone.name})
         events = Events(serving, self.follower, swaps, partial(learning, self))
-        return Model(base.backbone, serving, batcher, names, swaps, events)
+        ahead = Ahead(serving, lambda: batcher.idle, self._looker)
+        return Model(base.backbone, serving, batcher, names, ahead, swaps, events)
 
     def _load_base(self) -> Snapshot:
         backbone = self.load()

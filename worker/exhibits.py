@@ -3,8 +3,7 @@ The thread that shows what lies in the replay buffer to services that ask. â‘¥â‘
 
 It reads the committed state over a connection of its own, one short statement at a time, and
 writes nothing: so learning goes on beside it, bit for bit as without. Nothing is read before
-somebody asks. Numpy only, and no BLAS, which would start threads of its own; its niceness is the
-learner's, which stands behind all answers.
+somebody asks. Numpy only, and no BLAS, which would start threads of its own.
 
 Shape suffixes: N exemplars, D features.
 """

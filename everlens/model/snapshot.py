@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -99,13 +100,27 @@ class Snapshot:
         return hidden
 
     @torch.no_grad()
-    def look(self, hidden: Hidden) -> Views:
-        """Return the views of a batch from the trunk's output on."""
-        hidden = Hidden(hidden.states.to(self.backbone.precision), hidden.context)
-        frozen = self._view(self.frozen_top, hidden)
-        tuned = (None, None) if self.tuned_top is None else self._view(self.tuned_top, hidden)
-        return Views(*frozen, *tuned)
+    def look(self, hidden: Hidden, *, at_once: bool = False) -> Views:
+        """
+        Return the views of a batch from the trunk's output on.
 
+        Args:
+            hidden: of `see_trunk`, perhaps kept in another precision.
+            at_once: pass both tops side by side, in a thread each; the bits are the same.
+        """
+        hidden = Hidden(hidden.states.to(self.backbone.precision), hidden.context)
+        if self.tuned_top is None:
+            return Views(*self._view(self.frozen_top, hidden), None, None)
+        if not at_once:
+            frozen = self._view(self.frozen_top, hidden)
+            return Views(*frozen, *self._view(self.tuned_top, hidden))
+        # A thread for this once: one that stayed would be missing in a forked child.
+        with ThreadPoolExecutor(1) as beside:
+            tuned = beside.submit(self._view, self.tuned_top, hidden)
+            frozen = self._view(self.frozen_top, hidden)
+        return Views(*frozen, *tuned.result())
+
+    @torch.no_grad()  # which is a thread's own
     def _view(self, top: Top, hidden: Hidden) -> tuple[Tensor, Tensor]:
         encoding: Encoding = top(hidden)
         embedding_BE = functional.normalize(encoding.embedding_BE.float(), dim=-1)
@@ -229,4 +244,5 @@ def base_snapshot(backbone: Backbone, top_blocks: int) -> Snapshot:
         adapter=None,
         adapter_text_CE=None,
         fusion=Fusion(),
+        memo={("cut", top_blocks): (trunk, top)},  # so that the first version has these very towers
     )

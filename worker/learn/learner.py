@@ -170,7 +170,8 @@ class Learner:
         if not batch:
             return nothing
         hidden = snapshot.see_trunk([sample.pixels for sample in batch])
-        views = snapshot.look(hidden)
+        # Somebody may wait for one that comes alone; many at once are to leave a core to answers.
+        views = snapshot.look(hidden, at_once=len(batch) == 1)
         finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
         unfit: list[DeadLetter] = []
         if not bool(finite_B.all()):

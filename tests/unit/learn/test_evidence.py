@@ -17,7 +17,7 @@ from everlens.model.classes import table
 from everlens.model.heads import EvidenceHead, class_vectors, evidence_scores
 from tests.pictures import digits
 from tests.reference import evidence as reference
-from worker.learn.evidence import REFUSAL, EvidenceSums, Head, head_of
+from worker.learn.evidence import REFUSAL, RIDGE, EvidenceSums, Head, head_of
 
 SAMPLES = 120
 # Float64 sums of up to 120 products below one, added in another order.
@@ -343,3 +343,18 @@ def test_a_metric_that_is_not_positive_definite_is_refused() -> None:
     sums.subtract(feature_BD, class_B)
     with pytest.raises(StateError, match="positive definite"):
         sums.factor()
+
+
+@pytest.mark.parametrize("width", [1, 128, 129, 333])
+def test_the_factor_is_the_inverse_at_any_width(width: int) -> None:
+    """Halves that do not come out even are inverted as well."""
+    generator = torch.Generator().manual_seed(0)
+    feature_BD = torch.randn(50, width, generator=generator)
+    sums = sums_of(feature_BD, [0] * 50)
+    factor_DD = sums.factor().double()
+    damped_DD = sums.gram_DD + RIDGE * torch.eye(width, dtype=torch.float64)
+    identity_DD = factor_DD @ damped_DD @ factor_DD.T
+    torch.testing.assert_close(
+        identity_DD, torch.eye(width, dtype=torch.float64), atol=SINGLE, rtol=0
+    )
+    assert torch.equal(factor_DD, factor_DD.tril())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -266,6 +267,28 @@ def test_evidence_alone_keeps_the_tuned_top(version: Version) -> None:
     assert first.evidence is not None
     assert torch.equal(second.evidence.vector_CD.at([1]), first.evidence.vector_CD.at([0]))
     assert second.classes.count_C.tolist() == [4, 2, 3]
+
+
+def test_tops_side_by_side_have_the_bits_of_one_after_the_other(version: Version) -> None:
+    """It is only faster, and needs no gradients in the other thread either."""
+    snapshot = version.build(version.contents())
+    assert snapshot.tuned_top is not None
+    size = version.backbone.pixels.size
+    hidden = snapshot.see_trunk([np.full((size, size, 3), 77, np.uint8)])
+    for one, both in zip(snapshot.look(hidden), snapshot.look(hidden, at_once=True), strict=True):
+        assert one is not None
+        assert both is not None
+        assert torch.equal(one, both)
+        assert not both.requires_grad
+
+
+def test_the_first_version_has_the_towers_of_the_base(version: Version) -> None:
+    """What was seen before anything was learnt need not be seen again."""
+    contents = {k: v for k, v in version.contents().items() if not k.startswith("adapter")}
+    base = base_snapshot(version.backbone, SPEC.top_blocks)
+    first = version.build(contents, previous=base)
+    assert first.trunk is base.trunk
+    assert first.frozen_top is base.frozen_top
 
 
 def test_before_the_first_adapter_there_is_no_tuned_top(version: Version) -> None:
