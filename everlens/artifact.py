@@ -112,7 +112,10 @@ def _is_count(number: object) -> bool:
 def _are_digests(names: Collection[str]) -> bool:
     """Return what `is_digest` says of all of them; of thousands in a fifth of the time."""
     joined = "".join(names)
-    return set(map(len, names)) <= {64} and bytes.fromhex(joined).hex() == joined
+    try:
+        return set(map(len, names)) <= {64} and bytes.fromhex(joined).hex() == joined
+    except ValueError:
+        return False
 
 
 def is_digest(name: object) -> bool:

@@ -109,12 +109,13 @@ async def door(
     forged = [good[:-1] + "~", good[:13], good[13:], "evl_00000000_" + good[13:], "x"]
     alone = {scope: made(scope) for scope in SCOPES} | {ANY: made()}
     without = {scope: made(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
+    others = without | {ANY: made()}
     client = connect(log_url)
     stream = Stream(client, Keys(settings.namespace))
     assert stream.hold(stream.create(), "test")
     async with running(settings, tiny_clip, stream) as api:
         api.service.end_streams()  # else the answer of /events would go on for ever
-        yield Door(api, good, [lost, expired, *forged], alone, without | {ANY: made()})
+        yield Door(api, good, [lost, expired, *forged], alone, others)
     client.close()
 
 
