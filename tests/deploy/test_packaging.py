@@ -134,9 +134,9 @@ def test_the_code_imports_only_what_the_project_asks_for() -> None:
         for line in project["optional-dependencies"]["otel"]
     }
     assert extra <= set(pinned("requirements-otel.txt"))
-    # open_clip itself asks for torchvision; what we do with it is make it importable. Plots are the
-    # lab's, which whoever only serves needs not.
-    asked.add(canonicalize_name("torchvision"))
+    # open_clip itself asks for torchvision; what we do with it is make it importable. Statistics and
+    # plots are the benches', which whoever only serves needs not.
+    asked |= {canonicalize_name("torchvision"), canonicalize_name("scipy")}
     plots = {canonicalize_name("matplotlib")}
     # What the benches measure against they install into environments of their own.
     rivals = {"infinity-emb", "litserve", "peft", "transformers"}
