@@ -106,7 +106,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[Options, list[str]]:
     parser.add_argument("--pretrained", help="as EVERLENS_PRETRAINED; random by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
     parser.add_argument("--peers", action="store_true", help="install and measure other servers")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)

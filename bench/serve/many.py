@@ -36,7 +36,7 @@ def measure(stage: Stage) -> Findings:
         return asyncio.run(_median_s(snapshot, queries, seconds))
 
     p50_s = interleaved(
-        {str(count): partial(ask, snapshots[count]) for count in COUNTS}, stage.options.rounds + 2
+        {str(count): partial(ask, snapshots[count]) for count in COUNTS}, stage.options.rounds + 1
     )
     least = p50_s[str(COUNTS[0])]
     found.add(f"p50 with {COUNTS[0]} classes, in process", milliseconds(spread_of(least)))

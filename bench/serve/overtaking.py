@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from everlens.errors import EverlensError
 from everlens.model.backbone import STARTER
 
 MUST = 1.3
+# Without batches more connections only queue: a plain handler is asked by the first number.
 CONCURRENCIES = (8, 32)
 _OURS = "everlens"
 _PLAIN = "plain"
@@ -50,7 +52,15 @@ def measure(stage: Stage) -> Findings:
                 found.add(peer.name, f"not measured: {' '.join(str(error).split())[-300:]}")
                 continue
             asked[peer.name], kinds[peer.name] = ask, peer.kind
-        rates, best = _measured(asked, options.rounds, options.seconds)
+        tried = {name: CONCURRENCIES[: 1 if kinds.get(name) == _PLAIN else None] for name in asked}
+        best = {
+            name: max(tried[name], key=lambda c: ask(c, options.seconds / 2))
+            for name, ask in asked.items()
+        }
+        rates = interleaved(
+            {name: partial(ask, best[name], options.seconds) for name, ask in asked.items()},
+            options.rounds,
+        )
     for name, values in rates.items():
         found.add(f"images/s zero-shot: {name}, concurrency {best[name]}", spread_of(values))
     _compare(found, rates, kinds, peers_asked=options.peers)
@@ -64,20 +74,6 @@ def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:
         return run_load(process.port, asked, seconds).succeeded().rate
 
     return ask
-
-
-def _measured(
-    asked: dict[str, Asked], rounds: int, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Return the rates of everybody, and the concurrency that they were measured at."""
-    best = {
-        name: max(CONCURRENCIES, key=lambda c: ask(c, seconds / 2)) for name, ask in asked.items()
-    }
-
-    def turn(name: str) -> Callable[[], float]:
-        return lambda: asked[name](best[name], seconds)
-
-    return interleaved({name: turn(name) for name in asked}, rounds), best
 
 
 def _compare(
