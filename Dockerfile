@@ -45,6 +45,7 @@ ENV PATH=/opt/everlens/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     OMP_WAIT_POLICY=PASSIVE \
+    GOMP_SPINCOUNT=10000 \
     HF_HOME=/var/cache/everlens \
     EVERLENS_DATA_DIR=/var/lib/everlens \
     EVERLENS_HOST=0.0.0.0 \

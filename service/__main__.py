@@ -19,6 +19,7 @@ import uvloop
 from everlens import __version__, logs, tracing
 from everlens.errors import EverlensError, SettingsError
 from everlens.keys import read_ring
+from everlens.launch.environment import WAITING
 from everlens.settings import Settings, load_settings
 from service.connections import KEEP_ALIVE_S, Connection, Owing
 
@@ -35,9 +36,7 @@ log = logging.getLogger("service")
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
-    # Idle OpenMP threads sleep instead of spinning: spinning, the service and the learner on the
-    # same cores more than halve each other. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(WAITING | dict(os.environ))  # read when torch is loaded
     logs.begin()
     try:
         settings = load_settings()

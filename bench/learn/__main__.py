@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import sys
 
-from everlens.launch.environment import learner_environment
+from everlens.launch.environment import WAITING, learner_environment
 
 # As the worker is started: OpenMP reads its part when torch is imported, the allocator its own
 # when the process begins.
-_WORKERS = learner_environment(1) | {"OMP_WAIT_POLICY": "PASSIVE"}
+_WORKERS = learner_environment(1) | WAITING
 if __name__ == "__main__" and not _WORKERS.items() <= os.environ.items():
     os.execve(sys.executable, [*sys.orig_argv], os.environ | _WORKERS)  # noqa: S606 - ourselves
 

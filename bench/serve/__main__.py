@@ -3,16 +3,17 @@ How near to the machine's limit it answers, and against what: `python -m bench.s
 
 Every figure that is compared is measured beside what it is compared with, in rounds that take
 turns. The required figures are ViT-B-32's (random weights take the same time); the starter's first
-ones stand beside them. Ends with one JSON line; raw figures lie in the folder of `--out`. Idle
-OpenMP threads sleep here as they do in the service (`OMP_WAIT_POLICY`), so that both sides meet the
-same machine.
+ones stand beside them. Ends with one JSON line; raw figures lie in the folder of `--out`. OpenMP
+threads wait for each other as they do in the service, so that both sides meet the same machine.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+from everlens.launch.environment import WAITING
+
+os.environ.update(WAITING | dict(os.environ))  # read when torch is loaded
 
 import argparse
 import sys

@@ -80,7 +80,7 @@ def _rate(process: Process, stage: Stage, *, learning: bool) -> float:
     if learning:
         offers = http_request("POST", "/samples", _samples(stage.bodies, 1), NDJSON)
         streams.append(Stream([offers], pause_s=_OFFER_EVERY_S))
-    load = Load(process.port, streams, stage.options.seconds, _WARM_UP_S)
+    load = Load(process.port, streams, 2 * stage.options.seconds, _WARM_UP_S)
     outcomes = [outcome.succeeded() for outcome in load.outcomes()]
     return outcomes[0].rate
 

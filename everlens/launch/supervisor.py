@@ -25,7 +25,7 @@ import everlens
 from everlens.bus.server import EmbeddedServer
 from everlens.errors import ServerError, SettingsError
 from everlens.keys import read_ring
-from everlens.launch.environment import learner_environment
+from everlens.launch.environment import WAITING, learner_environment
 from everlens.launch.greeting import base_url, greeting, without_password
 from everlens.launch.health import learner_present, service_ready
 from everlens.launch.program import GaveUp, Program
@@ -132,15 +132,15 @@ class Launcher:
         # The children find this very package also where it was not installed, and nothing that
         # happens to lie in the directory `everlens up` was called from (`-P` in Program).
         root = str(Path(everlens.__file__).parent.parent)
-        return os.environ | {
+        ours = {
             "EVERLENS_REDIS_URL": redis_url,
             "EVERLENS_DATA_DIR": str(self.data_dir),
-            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(
                 part for part in (root, os.environ.get("PYTHONPATH", "")) if part
             ),
         }
+        return os.environ | WAITING | ours
 
     def _start_server(self) -> str:
         began = time.monotonic()
