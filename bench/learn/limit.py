@@ -8,14 +8,12 @@ and the frozen top is not asked about the new pictures.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from bench.learn.clock import Timing, timed
 from bench.learn.feed import Feed
-from everlens.model.adapter import LowRank
-from everlens.model.tower import Encoding, Hidden, Top
+from everlens.model.adapter import removed
+from everlens.model.tower import Encoding, Hidden
 
 
 class Limit:
@@ -25,7 +23,7 @@ class Limit:
         backbone = self.backbone = feed.backbone
         blocks = feed.learner.config.adapter.top_blocks
         self.trunk, _ = backbone.answering_tower.cut(blocks)
-        self.top = _frozen(feed.learner.tuner.image_top)
+        self.top = removed(feed.learner.tuner.image_top)
         self.images = backbone.images(feed.pictures(feed.settings.batch_size))
         self.half = backbone.precision == torch.bfloat16
 
@@ -43,14 +41,3 @@ class Limit:
                 inputs = states.detach().requires_grad_()
                 encoding: Encoding = self.top(Hidden(inputs))
                 torch.autograd.grad(encoding.embedding_BE.float().sum(), inputs)
-
-
-def _frozen(bent: Top) -> Top:
-    """Return the learner's top without its adapter: what multiplies with the frozen weights."""
-    shared = {id(t): t for t in (*bent.parameters(), *bent.buffers())}
-    top = copy.deepcopy(bent, memo=shared)
-    for name, module in list(top.named_modules()):
-        if isinstance(module, LowRank):
-            parent, _, leaf = name.rpartition(".")
-            setattr(top.get_submodule(parent), leaf, module.product)
-    return top

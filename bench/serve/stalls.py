@@ -2,8 +2,8 @@
 Ten thousand swaps: what a query that meets a swap waits, early and late, and the memory.
 
 In one process, with the service's own hot swap, probe, batcher and snapshots over a small model: a
-swap's cost in the large models is that of their probe. Only the log is left out, so that all fit
-into half a minute; it has a row of its own.
+swap's cost in the large models is that of their probe. Only the log is left out; it has a row of its
+own.
 
 A neighbour on the machine moves p99 of a tenth by half and more. So what grows is told from all of
 the run, by the median slope through the p99 of each hundredth (Theil and Sen) with its interval, and
@@ -59,7 +59,7 @@ class Stall(NamedTuple):
 
 
 def measure(_: Stage, swaps: int = SWAPS) -> Findings:
-    """Compare the first tenth of the swaps with the last."""
+    """Return how the stall grows from the first swap to the last, and the memory."""
     found = Findings()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a model this small is slower on two

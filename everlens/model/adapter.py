@@ -111,6 +111,15 @@ def insert(top: Top, spec: AdapterSpec, generator: Generator, answering: Top | N
     return bent
 
 
+def removed(bent: Top) -> Top:
+    """Return a bent top without its adapter: the maps that multiply with the frozen weights."""
+    frozen = _sharing_copy(bent)
+    for name, module in list(frozen.named_modules()):
+        if isinstance(module, LowRank):
+            _replace(frozen, name, module.product)
+    return frozen
+
+
 def tensors_of(bent: Top) -> dict[str, nn.Parameter]:
     """Return the trainable tensors of a bent top by name: `<map>.A` and `<map>.B`."""
     return {

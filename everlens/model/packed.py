@@ -22,15 +22,15 @@ _PLAIN: tuple[str, list[float], str] = ("none", [], "")
 _RELU6 = ("hardtanh", [0.0, 6.0], "")
 
 
-class PackedLinear(nn.Module):
-    """What `nn.Linear` computes."""
+class _Weights(nn.Module):
+    """Packed weights and a plain bias."""
 
     packed: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, packed: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        # Buffers, so that a copy of the modules around them can share them.
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
@@ -38,6 +38,13 @@ class PackedLinear(nn.Module):
     def weight(self) -> Tensor:
         """A copy of the weights in their usual order."""
         return self.packed.to_dense()
+
+
+class PackedLinear(_Weights):
+    """What `nn.Linear` computes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None), bias)
 
     def with_weight(self, weight: Tensor) -> PackedLinear:
         """Return a map of another weight and the same bias."""
@@ -52,11 +59,9 @@ class PackedLinear(nn.Module):
         return result
 
 
-class PackedConvolution(nn.Module):
+class PackedConvolution(_Weights):
     """What `nn.Conv2d` computes, padded with zeros."""
 
-    packed: Tensor
-    bias: Tensor | None
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: str | tuple[int, ...]
@@ -66,19 +71,12 @@ class PackedConvolution(nn.Module):
     def __init__(
         self, like: nn.Conv2d | PackedConvolution, weight: Tensor, bias: Tensor | None
     ) -> None:
-        super().__init__()
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach(), like.padding, like.stride, like.dilation, like.groups, []
+        )
+        super().__init__(packed, bias)
         self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
         self.dilation, self.groups = like.dilation, like.groups
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.detach(), self.padding, self.stride, self.dilation, self.groups, []
-        )
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-
-    @property
-    def weight(self) -> Tensor:
-        """A copy of the weights in their usual order."""
-        return self.packed.to_dense()
 
     def with_weight(self, weight: Tensor) -> PackedConvolution:
         """Return a map of another weight and the same bias."""
