@@ -115,17 +115,22 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, method: str, name: str = "digit-2"
     monkeypatch.setattr(Learner, method, deadly)
 
 
+def dies_as_often_as_it_may(bench: Bench, samples: int) -> None:
+    """Start learners that end over what is poisoned, until the next one tries it aside."""
+    for _ in range(ATTEMPTS):
+        loop = bench.loop()
+        with pytest.raises(RuntimeError, match="poison"):
+            run_to(loop, samples)
+        loop.close()
+
+
 def test_poisoned_sample_is_a_dead_letter_and_the_rest_is_learnt(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After two deaths the third start finds the culprit and learns its neighbours."""
     poisoned(monkeypatch, "observe")
     bench.admit(digit_samples(8))
-    for _ in range(ATTEMPTS):
-        loop = bench.loop()
-        with pytest.raises(RuntimeError, match="poison"):
-            run_to(loop, 8)
-        loop.close()
+    dies_as_often_as_it_may(bench, 8)
 
     loop = run_to(bench.loop(), 8)
     assert loop.learner.samples == 7
@@ -148,11 +153,7 @@ def test_round_that_cannot_be_drawn_is_left_out(
 
     monkeypatch.setattr(Learner, "draw", deadly)
     bench.admit(digit_samples(8))
-    for _ in range(ATTEMPTS):
-        loop = bench.loop()
-        with pytest.raises(RuntimeError, match="poison"):
-            run_to(loop, 8)
-        loop.close()
+    dies_as_often_as_it_may(bench, 8)
 
     loop = run_to(bench.loop(), 8)
     assert loop.learner.samples == 8
