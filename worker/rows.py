@@ -46,8 +46,8 @@ class Rows:
         self.path = path
         self.tables = tables
         self.tally = dict.fromkeys(tables, 0)  # as of this process's last write
+        self.db = sqlite3.connect(path, isolation_level=None)
         try:
-            self.db = sqlite3.connect(path, isolation_level=None)
             self.db.execute("PRAGMA page_size=65536")  # rows are large: half the time of 4 kB
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=FULL")
@@ -56,6 +56,7 @@ class Rows:
             self.db.execute("PRAGMA secure_delete=ON")
             self.db.executescript(schema)
         except sqlite3.DatabaseError as error:
+            self.db.close()
             raise DamagedState(f"{path} is damaged ({error})") from error
 
     def close(self) -> None:

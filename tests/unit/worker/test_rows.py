@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,18 @@ def test_what_was_written_is_verified(rows: Rows, path: Path) -> None:
     again.verify(rows.tally)
     assert again.tally == rows.tally
     again.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_damaged_file_is_let_go(rows: Rows, path: Path) -> None:
+    """A connection left to it would share its index with that of the next file of this name."""
+    rows.close()
+    path.write_bytes(b"no database".ljust(65536))
+    with pytest.raises(DamagedState) as caught:
+        opened(path)
+    held = {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+    assert str(path) not in held
+    assert "not a database" in str(caught.value)
 
 
 def test_nothing_of_a_deleted_row_lies_on_in_the_file(rows: Rows, path: Path) -> None:
