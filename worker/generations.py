@@ -14,6 +14,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -61,9 +62,10 @@ class Generations:
         self._copier.shutdown()
         os.close(self._lock)
 
-    def let_go(self) -> None:
-        """In a forked child: give up its share of the lock, which would outlive the learner."""
+    def aside(self, work: Callable[[], object]) -> None:
+        """In a forked child: do work without its share of the lock, which would outlive the learner."""
         os.close(self._lock)
+        work()
 
     def open(self) -> StateFile:
         """

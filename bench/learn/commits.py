@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import worker.loop
+import worker.evidence_clock
 from bench.learn.feed import CLASSES, Feed
 from bench.learn.rows import Findings
 from bench.measure import spread_of
@@ -124,9 +124,11 @@ def measure(backbone: Backbone, batches: int) -> Findings:
 def _timing(loop: Loop, clock: Stopwatch) -> Iterator[None]:
     """Time a loop's transactions and all that makes and sends a version, for as long as this lasts."""
     watched: list[tuple[Any, str, str]] = [(loop.state, "transaction", "commit")]
-    watched += [(loop.publisher, method, "publish") for method in _SENT]
+    watched += [(loop.outbox.publisher, method, "publish") for method in _SENT]
     watched += [(loop.stream, method, "publish") for method in ("trim", "report")]
-    watched += [(worker.loop, made, "publish") for made in ("evidence_parts", "next_manifest")]
+    watched += [
+        (worker.evidence_clock, made, "publish") for made in ("evidence_parts", "next_manifest")
+    ]
     with contextlib.ExitStack() as stack:
         for owner, method, name in watched:
             timed = clock.around(getattr(owner, method), name)

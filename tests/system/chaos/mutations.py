@@ -17,7 +17,7 @@ import everlens.bus.stream
 import everlens.bus.versions
 import worker.learn.learner
 import worker.learn.tuning
-import worker.loop
+import worker.reading
 from everlens.bus.admission import Admission
 from everlens.bus.scripts import script
 from everlens.bus.stream import Stream
@@ -25,7 +25,7 @@ from everlens.bus.witness import Witness
 from everlens.errors import LogUnavailable
 from everlens.records import Entry, EntryKind, Receipt
 from worker.batch import Batch
-from worker.loop import Loop
+from worker.evidence_clock import EvidenceClock
 
 MUTATIONS: dict[str, Mutation] = {}
 
@@ -64,34 +64,36 @@ def timing_cuts_batches() -> None:
                 return list(entries[: place + 1])
         return list(entries[:batch_size]) or None
 
-    replace(worker.loop, "cut", whatever)
+    replace(worker.reading, "cut", whatever)
 
 
 @mutation("worker")
 def cursor_before_learning() -> None:
     """The cursor is committed when a batch is taken, not with what was learnt from it."""
-    observe = Loop._observe
+    observe = EvidenceClock.observe
 
-    def early(loop: Loop, batch: Batch) -> None:
-        cursor, loop.progress.cursor = loop.progress.cursor, batch.last_seq
-        with loop.state.transaction():
-            loop.state.save_progress(loop.learner, loop.progress)
-        loop.progress.cursor = cursor
-        observe(loop, batch)
+    def early(clock: EvidenceClock, batch: Batch) -> None:
+        progress = clock.outbox.progress
+        cursor, progress.cursor = progress.cursor, batch.last_seq
+        with clock.outbox.commit():
+            pass
+        progress.cursor = cursor
+        observe(clock, batch)
 
-    replace(Loop, "_observe", early)
+    replace(EvidenceClock, "observe", early)
 
 
 @mutation("worker")
 def trim_before_commit() -> None:
     """The log is freed when a batch is taken."""
-    observe = Loop._observe
+    observe = EvidenceClock.observe
 
-    def early(loop: Loop, batch: Batch) -> None:
-        loop.stream.trim(batch.last_seq, batch.last_seq, loop.pace.id_window)
-        observe(loop, batch)
+    def early(clock: EvidenceClock, batch: Batch) -> None:
+        outbox = clock.outbox
+        outbox.stream.trim(batch.last_seq, batch.last_seq, outbox.id_window)
+        observe(clock, batch)
 
-    replace(Loop, "_observe", early)
+    replace(EvidenceClock, "observe", early)
 
 
 @mutation("worker")

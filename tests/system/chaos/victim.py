@@ -19,13 +19,13 @@ from everlens.bus.versions import Publisher
 from worker.commit import StateFile
 from worker.generations import Generations
 from worker.learn.learner import Learner
-from worker.loop import Loop
+from worker.outbox import Outbox
 
 _FUNCTIONS: dict[str, tuple[object, str]] = {
     "create": (Stream, "create"),
     "restore": (StateFile, "restore"),
     "hold": (Stream, "hold"),
-    "resume": (Loop, "_resume"),
+    "resume": (Outbox, "resume"),
     "read": (Stream, "read"),
     "control": (Stream, "append_control"),
     "observe": (Learner, "observe"),

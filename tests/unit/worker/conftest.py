@@ -173,7 +173,7 @@ def until_cursor(loop: Loop, cursor: int, turns_max: int = 500) -> Callable[[], 
 def finish(loop: Loop) -> Loop:
     """Let a learner take the rounds that it owes, and publish the adapter where that is due."""
     loop._stopping = lambda: False
-    loop._draw()
+    loop.adapter_clock.draw()
     assert loop._settle()
     if loop.progress.adapter_due:
         assert loop._publish_adapter()

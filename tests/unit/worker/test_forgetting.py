@@ -33,6 +33,7 @@ from tests.unit.worker.conftest import (
     until_cursor,
 )
 from tests.unit.worker.test_loop import assert_same_bits, everything
+from worker.evidence_clock import EvidenceClock
 from worker.learn.evidence import EvidenceSums
 from worker.loop import Loop
 
@@ -241,7 +242,7 @@ def test_restart_after_forgettings_gives_the_same_bits(bench: Bench) -> None:
     batch = dying._next_batch()
     assert batch is not None
     assert batch.forgettings
-    assert dying._forget(batch)  # committed, and never published
+    dying.evidence_clock.forget(batch)  # committed, and never published
     dying.close()
     survivor = run_to(copy.loop("dying"), 35)
 
@@ -321,11 +322,11 @@ def test_lease_is_held_while_a_large_class_is_forgotten(
     forget(bench, Forgetting(label="one"))
     batch = loop._next_batch()
     assert batch is not None
-    monkeypatch.setattr("worker.loop._RENEWAL_S", 0.0)
+    monkeypatch.setattr("worker.evidence_clock._RENEWAL_S", 0.0)
     left_ms = []
 
     def slowly(renewing: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def rows(of: Loop, some: Iterable[Any]) -> Iterator[Any]:
+        def rows(of: EvidenceClock, some: Iterable[Any]) -> Iterator[Any]:
             for row in renewing(of, some):
                 left_ms.append(bench.client.pttl(bench.keys.lease))
                 bench.client.pexpire(bench.keys.lease, 50)  # as if much of it had gone by
@@ -333,8 +334,8 @@ def test_lease_is_held_while_a_large_class_is_forgotten(
 
         return rows
 
-    monkeypatch.setattr(Loop, "_held_through", slowly(Loop._held_through))
-    assert loop._forget(batch)
+    monkeypatch.setattr(EvidenceClock, "_held_through", slowly(EvidenceClock._held_through))
+    loop.evidence_clock.forget(batch)
     assert len(left_ms) == 3 * 24  # read, taken out, noted
     assert min(left_ms) > LEASE_MS - 5000
     loop.close()
@@ -349,7 +350,7 @@ def test_log_that_goes_away_while_a_class_is_forgotten_is_not_given_up(
     forget(bench, Forgetting(label="one"))
     batch = loop._next_batch()
     assert batch is not None
-    monkeypatch.setattr("worker.loop._RENEWAL_S", 0.0)
+    monkeypatch.setattr("worker.evidence_clock._RENEWAL_S", 0.0)
     hold, away = loop.stream.hold, []
 
     def fails(*arguments: object) -> bool:
@@ -359,7 +360,7 @@ def test_log_that_goes_away_while_a_class_is_forgotten_is_not_given_up(
         return hold(*arguments)  # type: ignore[arg-type]
 
     loop.stream.hold = fails  # type: ignore[method-assign,assignment]
-    assert loop._forget(batch)
+    loop.evidence_clock.forget(batch)
     assert len(away) == 24
     assert loop.learner.samples == 0
     assert loop.progress.cursor == 10

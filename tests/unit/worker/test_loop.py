@@ -232,9 +232,9 @@ def test_death_after_an_adapter_was_held_back_repeats_the_version(
     dying = run_to(copy.loop("dying", class_weights=weighting), 8)
     batch = dying._next_batch()
     assert batch is not None
-    dying._observe(batch)
+    dying.evidence_clock.observe(batch)
     dying._keep_up()
-    dying._draw()
+    dying.adapter_clock.draw()
     assert dying.progress.adapter_due
     if dies == "decided":
         monkeypatch.setattr(StateFile, "save_accepted", fail)
@@ -278,11 +278,11 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
         if dies_after == "learn":  # in memory only
             loop.learner.observe(batch.samples, loop.snapshot)
         else:
-            loop._observe(batch)
+            loop.evidence_clock.observe(batch)
         if dies_after in {"publish", "draw", "tune"}:
             loop._keep_up()
         if dies_after in {"draw", "tune"}:
-            loop._draw()
+            loop.adapter_clock.draw()
         if dies_after == "tune":  # the steps were taken, their commit was not
             assert loop.rounds.taken(wait_s=10)
         loop.close()
@@ -320,11 +320,11 @@ def test_log_that_goes_away_during_the_start_is_waited_for(
     dying._begin()
     batch = dying._next_batch()
     assert batch is not None
-    dying._observe(batch)  # committed, neither published nor tuned
+    dying.evidence_clock.observe(batch)  # committed, neither published nor tuned
     dying.close()
 
     again = bench.loop()
-    target = again.publisher if fails == "head" else again.stream
+    target = again.outbox.publisher if fails == "head" else again.stream
     real, calls = getattr(target, fails), []
 
     def away_once(*arguments: object) -> object:

@@ -54,7 +54,7 @@ def test_traced_samples_are_learnt_to_the_same_bits_and_linked(
     (dead,) = [event for event in events if "is not learnt" in event["message"]]
     assert (dead["batch"], dead["first_seq"], dead["last_seq"]) == (2, 5, 8)
     assert dead["trace_id"] == f"{second.get_span_context().trace_id:032x}"  # type: ignore[union-attr]
-    assert loop.counts.dead == 1
+    assert loop.report.counts.dead == 1
 
     same = fresh_bench(bench, "-same")
     same.admit([replace(s, trace=t) for s, t in zip(samples, parents, strict=True)])

@@ -1,0 +1,140 @@
+"""
+The adapter clock: rounds of tuning are drawn, taken and committed, and now and then published. ⑤⑥
+
+A round is drawn behind the publication of its batch and taken beside the next ones
+(`worker.rounds`); a death in between repeats it to the same bits. What rounds come to is published
+when enough of them were drawn, or when nothing came for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+from worker.learn.learner import Learner
+from worker.learn.tuning import Round
+from worker.outbox import Outbox
+from worker.poison import ATTEMPTS, Attempts, allowed_s, failure_aside
+from worker.publication import adapter_parts, judged
+from worker.report import Counts
+from worker.rounds import Rounds
+
+log = logging.getLogger("everlens.worker")
+
+# The closed form of an adapter sees each exemplar once more. It is made when there was a round of
+# tuning for so many of them at least, so that it costs less than the rounds did.
+_EXEMPLARS_A_ROUND = 32
+
+
+@dataclass(slots=True)
+class AdapterClock:
+    """What rounds do to the adapter."""
+
+    outbox: Outbox  # takes the versions
+    rounds: Rounds
+    attempts: Attempts  # at a batch, whose draw counts as part of it
+    patient: Executor  # for what nobody waits for
+    counts: Counts
+    every_rounds: int  # make an adapter, at least
+
+    @property
+    def learner(self) -> Learner:
+        """What is known."""
+        return self.outbox.learner
+
+    @property
+    def waits(self) -> bool:
+        """Whether another adapter is to be published, now or after a pause."""
+        return self.outbox.progress.rounds > 0 or self.outbox.progress.adapter_stale
+
+    def draw(self) -> None:
+        """Draw the round of tuning that the last batch asks for, behind its publication."""
+        progress = self.outbox.progress
+        if not progress.tunes:
+            return
+        drawn = self.learner.draw()
+        progress.tunes, progress.waiting = False, 0
+        progress.rounds += drawn is not None
+        least = max(self.every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND)
+        progress.adapter_due |= progress.rounds >= least
+        progress.adapter_due &= self.waits
+        with self.outbox.commit() as state:
+            state.save_round(drawn)
+        if drawn is not None:
+            self.rounds.put(drawn)
+
+    def commit_taken(self, wait_s: float = 0.0) -> None:
+        """Commit the rounds that were taken since the last look."""
+        taken = self.rounds.taken(wait_s)
+        if not taken:
+            return
+        for done in taken:
+            log.debug("batch %d: SIT loss %s", done.batch, done.losses)
+        with self.outbox.commit() as state:
+            state.save_tuning(taken[-1].tuner, [done.batch for done in taken])
+        self.rounds.attempts.done(taken[-1].batch)
+
+    def publish(self) -> None:
+        """Put the adapter before the gate as a version; no round is owed, the last one is the head."""
+        progress = self.outbox.progress
+        progress.rounds, progress.adapter_due, progress.adapter_stale = 0, False, False
+        parts = self.patient.submit(partial(adapter_parts, self.learner)).result()
+        if not parts:
+            with self.outbox.commit() as state:
+                state.save_accepted(self.learner)
+            return
+        judging = partial(judged, self.learner, progress, parts, self.outbox.snapshot)
+        manifest, parts = self.patient.submit(judging).result()
+        self.counts.gate_passed += bool(parts)
+        self.counts.gate_held_back += not parts
+        if not parts:
+            log.warning("the adapter is held back: %s", manifest.gate)
+        progress.adapter_batch = self.learner.batch
+        with self.outbox.version(manifest, parts) as state:
+            state.save_accepted(self.learner)
+
+    def owe_again(self, settle: Callable[[], bool]) -> None:
+        """
+        Take the rounds that a death came before; leave one out where it is its reason.
+
+        Args:
+            settle: waits until no round is owed; False when told to stop before.
+        """
+        rounds = self.outbox.state.rounds()
+        begun = {drawn.batch: self.rounds.attempts.begun(drawn.batch) for drawn in rounds}
+        for drawn in rounds:
+            # No child is forked from the middle of a step, and it has to see those before it taken.
+            if begun[drawn.batch] >= ATTEMPTS and settle() and self._is_deadly(drawn):
+                with self.outbox.commit() as state:
+                    state.save_tuning(self.learner.tuner.state(), [drawn.batch])
+            else:
+                self.rounds.put(drawn)
+        self._draw_again(settle)
+
+    def _draw_again(self, settle: Callable[[], bool]) -> None:
+        """Draw the round that a death came before; leave it out where it is its reason."""
+        progress = self.outbox.progress
+        if not progress.tunes:
+            return
+        if self.attempts.begin(progress.cursor) >= ATTEMPTS:
+            if not settle():
+                return
+            pictures = len(self.learner.waiting)
+            if self._ends_the_learner(self.learner.draw, pictures, self.learner.batch):
+                self.learner.waiting = []  # so that none is drawn
+        self.draw()
+        self.attempts.done()
+
+    def _is_deadly(self, drawn: Round) -> bool:
+        take = partial(self.learner.take, drawn)
+        return self._ends_the_learner(take, drawn.pictures, drawn.batch)
+
+    def _ends_the_learner(self, work: Callable[[], object], pictures: int, batch: int) -> bool:
+        """Ask a child and not the count: kills from outside may not cost the steps."""
+        failure = failure_aside(partial(self.outbox.generations.aside, work), allowed_s(pictures))
+        if failure is not None:
+            log.error("the steps on batch %d are left out: %s", batch, failure)
+        return failure is not None
