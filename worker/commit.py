@@ -13,7 +13,6 @@ start falls back to an older copy (`worker.generations`) and learns the rest fro
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,22 +20,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from everlens.errors import DamagedState, StateError
 from everlens.records import DeadLetter
-from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import Forgotten, Learner, LearnerConfig, LearntRow, Observation
-from worker.learn.prequential import Prequential
-from worker.learn.replay import Exemplar
-from worker.learn.tuning import Draw, Round
+from worker.learn.tuning import Round
 from worker.rows import Rows
-from worker.saved_sums import SCHEMA as SUMS_SCHEMA
-from worker.saved_sums import save_sums, saved_sums
+from worker.saved_sums import save_sums
+from worker.tables import (
+    SCHEMA,
+    TABLES,
+    bytes_of,
+    exemplar_row,
+    round_of,
+    round_row,
+    sample_row,
+    vector_of,
+    waiting_row,
+)
 
 FORMAT = 7
 
@@ -44,62 +47,6 @@ GoneRow = tuple[int, str, int]  # seq, id and class of what is unlearnt
 
 # Batches between two saves of the sums: bounds what a start adds up again.
 SUMS_EVERY_BATCHES = 32
-
-_TABLES = (
-    "classes",
-    "samples",
-    "forgotten",
-    "given_up",
-    "dead",
-    "reports",
-    "exemplars",
-    "shelves",
-    "waiting",
-    "rounds",
-    "records",
-    "sums",
-    "blobs",
-)
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS head (
-    id INTEGER PRIMARY KEY CHECK (id = 1), record TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS classes (
-    class_index INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, vector BLOB NOT NULL,
-    digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS samples (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, batch INTEGER NOT NULL,
-    class_index INTEGER NOT NULL, refused INTEGER NOT NULL, feature BLOB NOT NULL,
-    digest BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS samples_by_batch ON samples (batch);
-CREATE INDEX IF NOT EXISTS samples_by_class ON samples (class_index);
-CREATE TABLE IF NOT EXISTS forgotten (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, class_index INTEGER NOT NULL,
-    version INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS forgotten_by_version ON forgotten (version);
-CREATE TABLE IF NOT EXISTS given_up (
-    first INTEGER PRIMARY KEY, last INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS dead (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, reason TEXT NOT NULL, version INTEGER NOT NULL,
-    digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS reports (
-    seq INTEGER PRIMARY KEY, report TEXT NOT NULL, version INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS exemplars (
-    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, image BLOB NOT NULL,
-    trunk BLOB NOT NULL, held_out INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS exemplars_by_class ON exemplars (class_index);
-CREATE TABLE IF NOT EXISTS waiting (
-    seq INTEGER PRIMARY KEY, class_index INTEGER NOT NULL, text TEXT, trunk BLOB NOT NULL,
-    digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS shelves (
-    class_index INTEGER PRIMARY KEY, seen INTEGER NOT NULL, full INTEGER NOT NULL,
-    digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS rounds (
-    batch INTEGER PRIMARY KEY, plan TEXT NOT NULL, trunks BLOB NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS records (
-    class_index INTEGER PRIMARY KEY, record BLOB NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS blobs (
-    name TEXT PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL);
-"""
 
 
 @dataclass(slots=True)
@@ -130,7 +77,7 @@ class StateFile(Rows):
     """The learner's state in one file, from `open_state` to `close`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, _SCHEMA + SUMS_SCHEMA, _TABLES)
+        super().__init__(path, SCHEMA, TABLES)
 
     def verify_all(self) -> None:
         """
@@ -166,31 +113,15 @@ class StateFile(Rows):
         self.insert(
             "classes",
             [
-                (first + k, name, _bytes(learner.text_vectors[first + k]))
+                (first + k, name, bytes_of(learner.text_vectors[first + k]))
                 for k, name in enumerate(observation.new_classes)
             ],
         )
-        self.insert(
-            "samples",
-            [
-                (
-                    row.seq,
-                    row.id,
-                    row.batch,
-                    row.class_index,
-                    int(row.refused),
-                    _bytes(row.feature_D),
-                )
-                for row in observation.rows
-            ],
-        )
-        self.insert("exemplars", map(_exemplar_row, observation.buffer.added))
+        self.insert("samples", map(sample_row, observation.rows))
+        self.insert("exemplars", map(exemplar_row, observation.buffer.added))
         self.delete("exemplars", observation.buffer.evicted)
         self._save_shelves(learner)
-        self.insert(
-            "waiting",
-            ((e.seq, e.class_index, e.text, _trunk_bytes(e)) for e in observation.waiting),
-        )
+        self.insert("waiting", map(waiting_row, observation.waiting))
         scored = sorted(set(observation.scored))
         self.replace("records", [(c, save(learner.records.tensors(c))) for c in scored])
         self.save_blob("fusing", save(learner.fusing.tensors()))
@@ -235,7 +166,7 @@ class StateFile(Rows):
             (number,),
         )
         for seq, id_, class_index, feature, refused, batch in rows:
-            yield LearntRow(seq, id_, class_index, _vector(feature), bool(refused), batch)
+            yield LearntRow(seq, id_, class_index, vector_of(feature), bool(refused), batch)
 
     def has_forgotten(self, seq: int) -> bool:
         """Return whether a sample was learnt once and is unlearnt."""
@@ -292,7 +223,7 @@ class StateFile(Rows):
         """Write a round, for which no sample waits any more; also where nothing came of them."""
         self.clear("waiting")
         if drawn is not None:
-            self.insert("rounds", [_round_row(drawn)])
+            self.insert("rounds", [round_row(drawn)])
 
     def save_tuning(self, tuner: Mapping[str, Tensor], taken: Sequence[int]) -> None:
         """
@@ -313,7 +244,7 @@ class StateFile(Rows):
     def rounds(self) -> list[Round]:
         """Return the rounds that were drawn and not taken, in their order."""
         rows = self.db.execute("SELECT batch, plan, trunks FROM rounds ORDER BY batch")
-        return [_round(*row) for row in rows]
+        return [round_of(*row) for row in rows]
 
     def save_dead(self, letters: list[DeadLetter], version: int) -> None:
         """Write the samples of a batch that could not be learnt."""
@@ -327,7 +258,7 @@ class StateFile(Rows):
         """Write the head row: cursor, counters, version. Last in every transaction."""
         record = {
             "format": FORMAT,
-            "config": _config_record(learner.config),
+            "config": config_record(learner.config),
             "batch": learner.batch,
             "factor_samples": learner.factor_samples,
             "next_class": learner.replay.next_class,
@@ -367,7 +298,7 @@ class StateFile(Rows):
             record["rows"] = self._tallies()
             self._save_record(record)
 
-    # What a start reads
+    # What is read again
 
     def record(self) -> dict[str, Any] | None:
         """
@@ -416,169 +347,9 @@ class StateFile(Rows):
         row = self.db.execute("SELECT content FROM blobs WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def restore(self, learner: Learner) -> Progress | None:
-        """
-        Bring a new learner to the committed state; return None when there is none.
 
-        Raises:
-            StateError: made with another base model or other settings.
-        """
-        record = self.record()
-        if record is None:
-            return None
-        progress = Progress(**record["progress"])
-        _check_fits(record, progress, learner)
-        learner.batch = record["batch"]
-        learner.replay.next_class = record["next_class"]
-        learner.prequential = Prequential(*record["prequential"])
-        self._restore_classes(learner)
-        self._restore_records(learner)
-        self._restore_sums(learner, progress.sums_batch)
-        learner.factor_samples = record["factor_samples"]
-        shelves = self.db.execute("SELECT class_index, seen, full FROM shelves")
-        bookkeeping = {index: (seen, bool(full)) for index, seen, full in shelves}
-        learner.replay.restore(self._exemplars(), bookkeeping)
-        learner.waiting = list(self._waiting())
-        learner.tuner.steps_drawn = record["steps_drawn"]
-        tuner = self.blob("tuner")
-        if tuner is not None:
-            learner.tuner.load_state(_tensors(tuner, "tuner"))
-        accepted = self.blob("accepted")
-        if accepted is not None:
-            learner.tuner.accepted = dict(_tensors(accepted, "accepted"))
-        return progress
-
-    def _restore_classes(self, learner: Learner) -> None:
-        for index, name, vector in self.db.execute(
-            "SELECT class_index, name, vector FROM classes ORDER BY class_index"
-        ):
-            assert index == len(learner.class_names)
-            learner.class_names.append(name)
-            learner.class_index[name] = index
-            learner.text_vectors.append(_vector(vector))
-
-    def _restore_records(self, learner: Learner) -> None:
-        learner.records.make_room(len(learner.class_names))
-        fusing = self.blob("fusing")
-        if fusing is not None:
-            learner.fusing.load(_tensors(fusing, "fusing"))
-        for class_index, record in self.db.execute("SELECT class_index, record FROM records"):
-            learner.records.load(class_index, _tensors(record, f"record {class_index}"))
-
-    def _restore_sums(self, learner: Learner, saved_batch: int) -> None:
-        sums, factor = saved_sums(self), self.blob("factor")
-        rows = self.db.execute(
-            "SELECT batch, class_index, feature, refused FROM samples WHERE batch > ? ORDER BY seq",
-            (saved_batch,),
-        )
-        for labelled, refused in _by_batch(rows):
-            if labelled:
-                feature_BD = torch.stack([_vector(feature) for _, feature in labelled])
-                sums = sums or EvidenceSums(feature_BD.shape[1])
-                sums.add(feature_BD, [class_index for class_index, _ in labelled])
-            for class_index, feature in refused:
-                assert sums is not None  # a name without a sample is not refused
-                sums.refuse(_vector(feature)[None], [class_index])
-        learner.sums = sums
-        if factor is not None:
-            learner.factor = _tensors(factor, "factor")["factor_DD"]
-
-    def _exemplars(self) -> Iterator[Exemplar]:
-        """Yield them in the order of the log, in which they were added."""
-        rows = self.db.execute("SELECT * FROM exemplars ORDER BY seq")
-        for seq, class_index, text, image, trunk, held_out, _ in rows:
-            state = _tensors(trunk, f"exemplar {seq}")["x"]
-            yield Exemplar(seq, class_index, text, image, state, bool(held_out))
-
-    def _waiting(self) -> Iterator[Exemplar]:
-        """Yield what waits for a round, in the order of the log; no step looks at a picture."""
-        rows = self.db.execute("SELECT seq, class_index, text, trunk FROM waiting ORDER BY seq")
-        for seq, class_index, text, trunk in rows:
-            yield Exemplar(seq, class_index, text, b"", _tensors(trunk, f"waiting {seq}")["x"])
-
-
-def _exemplar_row(exemplar: Exemplar) -> tuple[int, int, str | None, bytes, bytes, int]:
-    return (
-        exemplar.seq,
-        exemplar.class_index,
-        exemplar.text,
-        exemplar.image,
-        _trunk_bytes(exemplar),
-        int(exemplar.held_out),
-    )
-
-
-def _trunk_bytes(exemplar: Exemplar) -> bytes:
-    return save({"x": exemplar.trunk.contiguous()})
-
-
-def _round_row(drawn: Round) -> tuple[int, str, bytes]:
-    """Return a round as a row of its own: what it sees may have left the buffer when it is taken."""
-    seen = {e.seq: e for draw in drawn.draws for e in (*draw.new, *draw.replayed)}
-    place = {seq: k for k, seq in enumerate(seen)}
-    plan = {
-        "classes": drawn.classes,
-        "seen": [(e.seq, e.class_index, e.text) for e in seen.values()],
-        "draws": [
-            (draw.step, *([place[e.seq] for e in part] for part in (draw.new, draw.replayed)))
-            for draw in drawn.draws
-        ],
-    }
-    trunks = save({"x": torch.stack([e.trunk for e in seen.values()])})
-    return drawn.batch, json.dumps(plan), trunks
-
-
-def _round(batch: int, plan: str, trunks: bytes) -> Round:
-    fields = json.loads(plan)
-    states = _tensors(trunks, f"round {batch}")["x"]
-    seen = [
-        Exemplar(seq, class_index, text, b"", trunk)
-        for (seq, class_index, text), trunk in zip(fields["seen"], states, strict=True)
-    ]
-    return Round(
-        batch,
-        fields["classes"],
-        [
-            Draw(step, [seen[k] for k in new], [seen[k] for k in replayed])
-            for step, new, replayed in fields["draws"]
-        ],
-    )
-
-
-def _by_batch(
-    rows: Iterable[tuple[int, int, bytes, int]],
-) -> Iterator[tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]]:
-    """
-    Yield the labelled and the refused rows of each batch.
-
-    Sums must be added in the steps in which they were first added.
-    """
-    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-        some: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]] = ([], [])
-        for _, class_index, feature, refused in group:
-            some[refused].append((class_index, feature))
-        yield some
-
-
-def _bytes(vector: Tensor) -> bytes:
-    assert vector.dtype == torch.float32
-    content: bytes = vector.contiguous().numpy().tobytes()
-    return content
-
-
-def _vector(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(content, "<f4").copy())
-
-
-def _tensors(content: bytes, name: str) -> Mapping[str, Tensor]:
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise DamagedState(f"{name} in the state is damaged: {error}") from error
-
-
-def _config_record(config: LearnerConfig) -> dict[str, Any]:
-    """The settings that cannot change under a state."""
+def config_record(config: LearnerConfig) -> dict[str, Any]:
+    """Return the settings that cannot change under a state."""
     return {
         "seed": config.seed,
         "tune": config.adapter.tune,
@@ -586,19 +357,3 @@ def _config_record(config: LearnerConfig) -> dict[str, Any]:
         "lora_rank": config.adapter.rank,
         "lora_alpha": config.adapter.alpha,
     }
-
-
-def _check_fits(record: dict[str, Any], progress: Progress, learner: Learner) -> None:
-    if progress.fingerprint != learner.backbone.fingerprint:
-        raise StateError(
-            f"the state was made with another base model ({progress.fingerprint[:12]}, this is "
-            f"{learner.backbone.name} {learner.backbone.fingerprint[:12]}); set EVERLENS_MODEL "
-            "back, or give this model a data directory of its own"
-        )
-    now = _config_record(learner.config)
-    for name, value in record["config"].items():
-        if now[name] != value:
-            raise StateError(
-                f"the state was made with EVERLENS_{name.upper()}={value}, now it is {now[name]}; "
-                "set it back, or begin with another data directory"
-            )

@@ -37,6 +37,7 @@ from worker.outbox import Outbox
 from worker.poison import ATTEMPTS, Attempts, sorted_out
 from worker.reading import Reading
 from worker.report import Report
+from worker.restoring import restore
 from worker.rounds import OWED_MAX, Rounds, stand_back_with
 
 log = logging.getLogger("everlens.worker")
@@ -185,7 +186,7 @@ class Loop:
         """Hold the log that belongs to the state; return False while another learner does."""
         check_durable(self.stream.client)
         if not self._restored:
-            self._saved = self.state.restore(self.learner)
+            self._saved = restore(self.state, self.learner)
             self._restored = True
         epoch = epoch_of(self.stream, self._saved, creates=self.pace.creates)
         if self._saved is None:

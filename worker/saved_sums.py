@@ -16,12 +16,6 @@ from torch import Tensor
 from worker.learn.evidence import ClassSums, EvidenceSums, Refused
 from worker.rows import Rows
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS sums (
-    class_index INTEGER PRIMARY KEY, labels INTEGER NOT NULL, total BLOB NOT NULL,
-    refusals INTEGER NOT NULL, refused BLOB, digest BLOB NOT NULL);
-"""
-
 _GRAM = "gram"  # of the table `blobs`
 
 

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import worker.loop
 import worker.poison
 from everlens.bus.stream import Stream
 from everlens.bus.versions import Publisher
@@ -23,7 +24,7 @@ from worker.outbox import Outbox
 
 _FUNCTIONS: dict[str, tuple[object, str]] = {
     "create": (Stream, "create"),
-    "restore": (StateFile, "restore"),
+    "restore": (worker.loop, "restore"),
     "hold": (Stream, "hold"),
     "resume": (Outbox, "resume"),
     "read": (Stream, "read"),
