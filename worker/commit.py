@@ -147,9 +147,9 @@ class StateFile(Rows):
         save_sums(self, learner.sums, sorted({*forgotten, *(index for (index,) in found)}))
         progress.sums_batch = learner.batch
 
-    def rows_after(self, seq: int) -> list[LearntRow]:
-        """Return what the sums took from the samples after an entry, in order."""
-        return list(self._rows("seq > ?", seq))
+    def rows_after(self, seq: int) -> Iterator[LearntRow]:
+        """Yield what the sums took from the samples after an entry, in order."""
+        return self._rows("seq > ?", seq)
 
     def row_of(self, seq: int) -> list[LearntRow]:
         """Return what the sums took from one sample; nothing where they have none of it."""

@@ -99,15 +99,18 @@ class EvidenceClock:
 
     def activate(self, batch: Batch, activation: Activation) -> None:
         """Go on from an earlier version, without what came after it."""
-        rows = self.outbox.state.rows_after(activation.learned_through)
         try:
-            forgotten = go_back(self.learner, activation, rows)
+            go_back(self.learner, activation)
         except (PartError, ValueError) as error:
             letter = DeadLetter(batch.last_seq, "", f"version {activation.version}: {error}")
             self.observe(replace(batch, activation=None, dead=[letter]))
             return
+        rows = self.outbox.state.rows_after(activation.learned_through)
+        forgotten = self.learner.forget(self._held_through(rows))
         log.warning(
-            "going on from version %d; %d samples are set aside", activation.version, len(rows)
+            "going on from version %d; %d samples are set aside",
+            activation.version,
+            len(forgotten.rows),
         )
         progress = self.outbox.progress
         progress.parts = {n: d for n, d in progress.parts.items() if not is_adapters(n)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from everlens.model.parts import (
 from everlens.model.snapshot import Snapshot
 from everlens.records import Activation
 from worker.commit import Progress
-from worker.learn.learner import Forgotten, Learner, LearntRow, Observation
+from worker.learn.learner import Forgotten, Learner, Observation
 
 
 def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> dict[str, bytes]:
@@ -117,9 +117,9 @@ def adapter_parts_without(saved: Mapping[str, bytes], classes: Iterable[int]) ->
     return parts
 
 
-def go_back(learner: Learner, activation: Activation, rows: Sequence[LearntRow]) -> Forgotten:
+def go_back(learner: Learner, activation: Activation) -> None:
     """
-    Let the learner go on from an earlier version; return what it forgot.
+    Let the learner go on with the adapter of an earlier version.
 
     Raises:
         PartError, ValueError: its adapter is not one of this learner's; nothing was changed.
@@ -129,7 +129,7 @@ def go_back(learner: Learner, activation: Activation, rows: Sequence[LearntRow])
         tensors, spec = decode_adapter(activation.adapter)
         if spec != learner.config.adapter:
             raise PartError("its adapter was made with other settings")
-    return learner.go_back(tensors, rows)
+    learner.go_back(tensors)
 
 
 def judged(

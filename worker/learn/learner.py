@@ -245,22 +245,20 @@ class Learner:
         drawn = self.draw()
         return [] if drawn is None else self.take(drawn)
 
-    def go_back(self, adapter: Mapping[str, Tensor], rows: Sequence[LearntRow]) -> Forgotten:
+    def go_back(self, adapter: Mapping[str, Tensor]) -> None:
         """
-        Go on from an earlier version: its adapter, and the sums without what came after it.
+        Go on with the adapter of an earlier version; what came after it is to be forgotten.
 
-        What was learnt of the experts stays: it is about the stream, not about these samples.
+        What was learnt of the experts stays: it is about the stream, not about those samples.
 
         Args:
             adapter: the version's tensors by `<tower>.<map>.<A or B>`; empty for none.
-            rows: what the sums took from the samples to be set aside.
 
         Raises:
             ValueError: the adapter is not of this learner's maps; nothing was changed.
         """
         self.tuner.go_back(adapter)
         self.waiting = []
-        return self.forget(rows)
 
     def forget(self, rows: Iterable[LearntRow], whole: Sequence[int] = ()) -> Forgotten:
         """
@@ -269,7 +267,7 @@ class Learner:
         No round that was drawn before may be owed. The adapter stays as it is bent.
 
         Args:
-            rows: what the sums took from them.
+            rows: what the sums took from them, however many; a part of them is in memory at a time.
             whole: classes that begin anew: their records and losses go, too.
         """
         self.batch += 1

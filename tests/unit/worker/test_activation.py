@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from everlens.wire import encode_activation
 from tests.unit.worker.conftest import Bench, digit_samples, fresh_bench, run_to
 from tests.unit.worker.test_loop import assert_same_bits, everything
 from worker.loop import Loop
+from worker.tables import vector_of
 
 
 def activation_of(loop: Loop) -> Activation:
@@ -111,6 +114,32 @@ def test_class_that_was_set_aside_is_no_candidate(bench: Bench) -> None:
     bench.admit(nines[4:5] + others[:3][:0] + digit_samples(64)[60:63])
     run_to(loop, 17)
     assert "nine" in loop.snapshot.learnt
+    loop.close()
+
+
+def test_what_is_set_aside_is_never_in_memory_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many samples came since: as many of their features as are taken out at once."""
+    monkeypatch.setattr("worker.learn.learner._ROWS_AT_ONCE", 2)
+    bench.admit(digit_samples(24))
+    loop = run_to(bench.loop(tune="none"), 24)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def watched(content: bytes) -> torch.Tensor:
+        nonlocal most
+        feature_D = vector_of(content)
+        alive.add(feature_D)
+        most = max(most, len(alive))
+        return feature_D
+
+    monkeypatch.setattr("worker.commit.vector_of", watched)
+    admit(bench, Activation(1, 4, b""))
+    run_to(loop, 25)
+
+    assert loop.learner.samples == 4
+    assert 0 < most <= 5  # those that are taken out, and the next ones
     loop.close()
 
 

@@ -20,8 +20,8 @@ from everlens.bus.witness import Witness
 from everlens.errors import LogUnavailable
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import decode_pixels
-from everlens.records import EntryKind, Forgetting, Rejection, Sample
-from everlens.wire import encode_forgetting, encode_rejection
+from everlens.records import Activation, EntryKind, Forgetting, Rejection, Sample
+from everlens.wire import encode_activation, encode_forgetting, encode_rejection
 from tests.unit.worker.conftest import (
     LIMITS,
     PACE,
@@ -313,13 +313,17 @@ def test_many_forgettings_are_one_batch(bench: Bench, monkeypatch: pytest.Monkey
     loop.close()
 
 
-def test_lease_is_held_while_a_large_class_is_forgotten(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["a class", "all that came since"])
+def test_lease_is_held_while_many_samples_are_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """However long it takes to read its rows and to write them: nobody takes the log over."""
     bench.admit([replace(sample, label="one") for sample in digit_samples(24)])
     loop = run_to(bench.loop(tune="none"), 24)
-    forget(bench, Forgetting(label="one"))
+    if how == "a class":
+        forget(bench, Forgetting(label="one"))
+    else:
+        append(bench, [(EntryKind.ACTIVATE, encode_activation(Activation(0, 0, b"")))])
     batch = loop._next_batch()
     assert batch is not None
     monkeypatch.setattr("worker.evidence_clock._RENEWAL_S", 0.0)
@@ -335,7 +339,10 @@ def test_lease_is_held_while_a_large_class_is_forgotten(
         return rows
 
     monkeypatch.setattr(EvidenceClock, "_held_through", slowly(EvidenceClock._held_through))
-    loop.evidence_clock.forget(batch)
+    if batch.activation is None:
+        loop.evidence_clock.forget(batch)
+    else:
+        loop.evidence_clock.activate(batch, batch.activation)
     assert len(left_ms) == 3 * 24  # read, taken out, noted
     assert min(left_ms) > LEASE_MS - 5000
     loop.close()
