@@ -183,6 +183,11 @@ class Settings(BaseSettings):
     )
 
     # Who may ask
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks of proxies in front, with commas between: they say in "
+        "X-Forwarded-For who asks. Of anybody else that header is not read.",
+    )
     keys_file: str = Field(
         "", description="API keys; empty is `keys.json` in the data directory, if it is there."
     )

@@ -24,6 +24,8 @@ from everlens.settings import Settings, load_settings
 from service.connections import KEEP_ALIVE_S, Connection, Owing
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from everlens.model.backbone import Backbone
     from service.context import Service
     from service.metrics import Metrics
@@ -57,7 +59,7 @@ def main() -> int:
 
 def check_address(settings: Settings) -> None:
     """
-    Return when the settings name a log, and an address that may be listened on.
+    Return when the settings name a log, proxies by address, and a safe address to listen on.
 
     Raises:
         SettingsError: they do not.
@@ -68,6 +70,14 @@ def check_address(settings: Settings) -> None:
             "EVERLENS_REDIS_URL is empty; `everlens up` starts a server and sets it, "
             "or name a running Redis or Valkey"
         )
+    for proxy in filter(None, settings.trusted_proxies.split(",")):
+        try:
+            ipaddress.ip_network(proxy.strip())
+        except ValueError as error:  # uvicorn would take it for a name that nobody has
+            raise SettingsError(
+                f"EVERLENS_TRUSTED_PROXIES: {error}; give addresses or networks with commas "
+                "between, such as 127.0.0.1,172.16.0.0/12"
+            ) from error
     keys = read_ring(settings.keys_path)
     if settings.keys_file and not keys:
         raise SettingsError(
@@ -109,11 +119,23 @@ def _run(settings: Settings) -> EverlensError | None:
         return backbone
 
     app = create_app(settings, load)
-    config = uvicorn.Config(
+    config = server_config(app, settings, _connections(app.state.service.metrics))
+    # uvicorn raises the signal again once it has ended in order; that end is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(_Server(config, app.state.service), app.state.service))
+
+
+def server_config(
+    app: ASGIApp, settings: Settings, connections: type[asyncio.Protocol]
+) -> uvicorn.Config:
+    """Return how uvicorn serves an application over what `connections` makes."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=_connections(app.state.service.metrics),
+        http=connections,
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -122,14 +144,12 @@ def _run(settings: Settings) -> EverlensError | None:
         access_log=False,
         log_config=None,  # its lines are ours
         server_header=False,
+        # By itself uvicorn believes whoever comes from loopback, and a variable of its own.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    # uvicorn raises the signal again once it has ended in order; that end is a success.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(_Server(config, app.state.service), app.state.service))
 
 
 class _Server(uvicorn.Server):
