@@ -169,7 +169,6 @@ class Service:
         swaps = HotSwap(
             self.follower,
             serving,
-            batcher,
             self.metrics,
             self._builder,
             self.settled,

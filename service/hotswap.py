@@ -21,7 +21,7 @@ from everlens.artifact import Manifest
 from everlens.bus.versions import Follower
 from everlens.errors import LogUnavailable, OtherLog, PartError
 from everlens.model.parts import build_snapshot, changed_parts, check_manifest
-from service.batcher import Batcher
+from everlens.model.snapshot import Snapshot
 from service.cache import VersionCache
 from service.metrics import Metrics
 from service.probe import Probe
@@ -52,7 +52,6 @@ class HotSwap:
         self,
         follower: Follower,
         serving: Serving,
-        batcher: Batcher,
         metrics: Metrics,
         builder: Executor,
         settled: asyncio.Event,
@@ -60,7 +59,6 @@ class HotSwap:
     ) -> None:
         self.follower = follower
         self.serving = serving
-        self.batcher = batcher
         self.metrics = metrics
         self.builder = builder
         self.settled = settled
@@ -133,16 +131,19 @@ class HotSwap:
             log.warning("version %d is not kept on this machine: %s", version, error)
 
     async def _take(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
-        """Build a version aside, let it answer once, swap it in."""
-        previous = self.serving.current
-        snapshot = await self._build(
-            partial(build_snapshot, previous.backbone, manifest, parts, previous)
-        )
-        await self.batcher.call(partial(self.probe.ask, snapshot))
+        """Make a version aside and swap it in."""
+        snapshot = await self._build(partial(self._made, manifest, parts))
         self.serving.swap(snapshot)
         self.metrics.version.set(snapshot.version)
         self.metrics.learned_through.set(snapshot.learned_through)
         log.debug("version %d answers", snapshot.version)
+
+    def _made(self, manifest: Manifest, parts: Mapping[str, bytes]) -> Snapshot:
+        """Build a version and let it answer once."""
+        previous = self.serving.current
+        snapshot = build_snapshot(previous.backbone, manifest, parts, previous)
+        self.probe.ask(snapshot)
+        return snapshot
 
     async def _build(self, work: Callable[[], Made]) -> Made:
         """Run work beside the event loop, one after the other."""

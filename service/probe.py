@@ -1,9 +1,9 @@
 """
 The picture that every version answers before it serves. ⑧
 
-Only what a version brought is computed: the trunk's output and the frozen view of the picture are
-kept, and so is the tuned view while the adapter stays. So a swap holds the model thread, and the
-queries behind it, for a fraction of a forward pass, or for next to nothing.
+In the thread that builds versions, so that no query waits for it. Only what a version brought is
+computed: the trunk's output and the frozen view of the picture are kept, and so is the tuned view
+while the adapter stays.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _FEW = 16
 
 
 class Probe:
-    """Lets versions over one base model answer once; used on the model thread alone."""
+    """Lets versions over one base model answer once; used by one thread."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.picture = probe_picture(backbone)
         self._hidden: dict[int, Hidden] = {}  # by the number of blocks above the trunk
-        self._views: dict[tuple[int, Top | None], Views] = {}  # likewise, of the last tuned top
+        self._views: dict[int, tuple[Top | None, Views]] = {}  # likewise, by the last tuned top
 
     def ask(self, snapshot: Snapshot) -> None:
         """
@@ -62,12 +62,13 @@ class Probe:
 
     def _seen(self, snapshot: Snapshot) -> Views:
         cut = len(snapshot.frozen_top.blocks)
-        key = (cut, snapshot.tuned_top)
-        if key not in self._views:
-            if cut not in self._hidden:
-                self._hidden[cut] = snapshot.see_trunk([self.picture])
-            self._views = {key: snapshot.look(self._hidden[cut])}
-        return self._views[key]
+        if cut not in self._hidden:
+            self._hidden[cut] = snapshot.see_trunk([self.picture])
+        top, views = self._views.get(cut, (None, None))
+        if views is None or top is not snapshot.tuned_top:
+            views = snapshot.look(self._hidden[cut], known=views)
+            self._views = {cut: (snapshot.tuned_top, views)}  # not the tops of versions before
+        return views
 
 
 def _first_learnt(classes: Classes, most: int) -> Sequence[int]:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from bench.measure import spread_of
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, Stage, milliseconds
+from bench.serve.stage import Stage, milliseconds
 from bench.versions import Versions
 from everlens.artifact import Manifest, digest_of
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot
 from everlens.settings import load_settings
-from service.batcher import Batcher
-from service.metrics import Metrics
-from service.names import NameVectors
 from service.probe import Probe
-from service.serving import Serving
 from worker.__main__ import learner_config
 from worker.commit import Progress
 from worker.learn.evidence import EvidenceSums
@@ -52,7 +46,7 @@ class Cost:
 def measure(stage: Stage) -> Findings:
     """Measure the learner's own encoding and the service's own building, in one process."""
     found = Findings()
-    costs = {count: list(asyncio.run(_costs(stage, count))) for count in COUNTS}
+    costs = {count: _costs(stage, count) for count in COUNTS}
     whole = {count: spread_of([cost.whole_s for cost in costs[count]]) for count in COUNTS}
     for count in COUNTS:
         parts = [
@@ -85,12 +79,9 @@ def measure(stage: Stage) -> Findings:
     return found
 
 
-async def _costs(stage: Stage, classes: int) -> list[Cost]:
+def _costs(stage: Stage, classes: int) -> list[Cost]:
     """Return the cost of each of some publications; the first, cold one is left out."""
     learner, present, manifest = _knowing(stage, classes)
-    batcher = Batcher(
-        Serving(present), NameVectors(stage.backbone), Metrics(), batch_max=BATCH, queued_max=BATCH
-    )
     costs, probe = [], Probe(stage.backbone)
     for changed in _turns(learner):
         begun = time.perf_counter()
@@ -100,9 +91,8 @@ async def _costs(stage: Stage, classes: int) -> list[Cost]:
         published = time.perf_counter()
         present = build_snapshot(stage.backbone, manifest, contents, present)
         built = time.perf_counter()
-        await batcher.call(partial(probe.ask, present))
+        probe.ask(present)
         costs.append(Cost(published - begun, built - published, time.perf_counter() - built))
-    await batcher.stop()
     return costs[1:]
 
 

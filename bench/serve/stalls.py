@@ -126,7 +126,6 @@ async def _swapped(folder: Path, swaps: int) -> tuple[list[Stall], list[int]]:
     swaps_in = HotSwap(
         Follower(client, Keys("bench")),
         serving,
-        batcher,
         metrics,
         builder,
         asyncio.Event(),

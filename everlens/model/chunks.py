@@ -20,7 +20,7 @@ from torch import Tensor
 
 from everlens.errors import PartError
 from everlens.model.classes import CHUNK, EVIDENCE_CHUNK, NameChunk, Rows, chunks_of
-from everlens.model.forms import check_form, read_json, read_tensors
+from everlens.model.forms import all_finite, check_form, read_json, read_tensors
 from everlens.model.heads import class_vectors
 from everlens.model.snapshot import CURVE_BINS, RECORD
 from everlens.records import LABEL_CHARACTERS_MAX, clean_name
@@ -255,6 +255,6 @@ def _vectors(pieces: Pieces, expert: str, names: Iterable[str], metric: Metric) 
 
 def _made(factor_DD: Tensor, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Rows:
     vector_CD = class_vectors(factor_DD, tensors["mean_CD"].to(factor_DD.device))
-    if not bool(vector_CD.isfinite().all()):
+    if not all_finite(vector_CD):
         raise PartError("a class overflows in the metric of the factor")
     return Rows.of(vector_CD.to(dtype))

@@ -100,19 +100,20 @@ class Snapshot:
         return hidden
 
     @torch.no_grad()
-    def look(self, hidden: Hidden, *, at_once: bool = False) -> Views:
+    def look(self, hidden: Hidden, *, at_once: bool = False, known: Views | None = None) -> Views:
         """
         Return the views of a batch from the trunk's output on.
 
         Args:
             hidden: of `see_trunk`, perhaps kept in another precision.
             at_once: pass both tops side by side, in a thread each; the bits are the same.
+            known: what a version with the same frozen top saw in it; that top is not passed again.
         """
         hidden = Hidden(hidden.states.to(self.backbone.precision), hidden.context)
-        if self.tuned_top is None:
-            return Views(*self._view(self.frozen_top, hidden), None, None)
-        if not at_once:
-            frozen = self._view(self.frozen_top, hidden)
+        if self.tuned_top is None or known is not None or not at_once:
+            frozen = self._view(self.frozen_top, hidden) if known is None else known[:2]
+            if self.tuned_top is None:
+                return Views(*frozen, None, None)
             return Views(*frozen, *self._view(self.tuned_top, hidden))
         # A thread for this once: one that stayed would be missing in a forked child.
         with ThreadPoolExecutor(1) as beside:

@@ -95,7 +95,7 @@ def test_growth_of_a_tail_is_told_from_its_noise() -> None:
 
 def test_a_publication_is_the_learners_own(stage: Stage) -> None:
     """The learner that knows made-up classes publishes them; every turn is measured but the first."""
-    costs = asyncio.run(publication._costs(stage, 1100))
+    costs = publication._costs(stage, 1100)
 
     assert len(costs) == publication._REPEATS
     assert all(cost.whole_s > cost.build_s > 0 for cost in costs)

@@ -282,6 +282,20 @@ def test_tops_side_by_side_have_the_bits_of_one_after_the_other(version: Version
         assert not both.requires_grad
 
 
+def test_what_the_frozen_top_saw_is_not_seen_again(version: Version) -> None:
+    """Of a version that bends the same tower otherwise, the tuned views alone are new."""
+    snapshot = version.build(version.contents())
+    base = base_snapshot(version.backbone, SPEC.top_blocks)
+    size = version.backbone.pixels.size
+    hidden = snapshot.see_trunk([np.full((size, size, 3), 77, np.uint8)])
+    found = snapshot.look(hidden, known=base.look(hidden))
+    for one, other in zip(found, snapshot.look(hidden), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+    assert base.look(hidden, known=found)[2:] == (None, None)
+
+
 def test_the_first_version_has_the_towers_of_the_base(version: Version) -> None:
     """What was seen before anything was learnt need not be seen again."""
     contents = {k: v for k, v in version.contents().items() if not k.startswith("adapter")}

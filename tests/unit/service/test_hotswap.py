@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
 from everlens.settings import Settings
 from service.hotswap import TRIES
+from service.probe import Probe
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
 
@@ -158,11 +161,33 @@ async def test_a_swap_computes_only_what_a_version_brought(api: Api, photos, mon
     seen = []
     look = Snapshot.look
 
-    def looking(self: Snapshot, hidden: Hidden) -> Views:
+    def looking(self: Snapshot, hidden: Hidden, **how: Any) -> Views:
         seen.append(self.version)
-        return look(self, hidden)
+        return look(self, hidden, **how)
 
     monkeypatch.setattr(Snapshot, "look", looking)
     for count in range(1, 4):
         await api.served(api.publish(dict(list(photos.items())[:count]), learned_through=count))
     assert [version for version in seen if version] == [1]  # 0 is what the test itself learns with
+
+
+async def test_no_query_waits_for_a_version_that_is_made(api: Api, photos, monkeypatch):
+    """While the next version answers its probe, the one before answers everybody else."""
+    asked, answer = threading.Event(), threading.Event()
+    ask = Probe.ask
+
+    def held(self: Probe, snapshot: Snapshot) -> None:
+        asked.set()
+        assert answer.wait(30)
+        ask(self, snapshot)
+
+    await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))
+    monkeypatch.setattr(Probe, "ask", held)
+    second = api.publish(photos, learned_through=4)
+    await until(asked.is_set)
+    try:
+        assert (await api.ask(photos["cat"])).json()["version"] == 1
+    finally:
+        answer.set()
+    await api.served(second)
+    assert (await api.ask(photos["cat"])).json()["version"] == 2

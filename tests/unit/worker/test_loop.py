@@ -413,7 +413,7 @@ def test_picture_that_the_model_answers_with_no_numbers_is_a_dead_letter(
     """A feature that is not finite costs its own sample alone."""
     look = Snapshot.look
 
-    def spoilt(self: Snapshot, hidden: Hidden, **how: bool) -> Views:
+    def spoilt(self: Snapshot, hidden: Hidden, **how: Any) -> Views:
         views = look(self, hidden, **how)
         if len(views.feature_BD) == 4:
             views.feature_BD[1] = torch.nan
