@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +15,12 @@ from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
 from everlens.bus.stream import Stream
 from everlens.model.backbone import Backbone, load_backbone
+from tests.folders import quick
+
+
+def pytest_configure() -> None:
+    """Let `tmp_path` be quick to sync."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quick()))
 
 
 @pytest.fixture(scope="session")

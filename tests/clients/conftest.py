@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TypeVar
 import httpx
 import pytest
 
+from tests.folders import short_folder
 from tests.fuzz.asking import running
 from tests.pictures import PHOTOGRAPHS, photograph
 from tests.system.processes import free_port
@@ -19,9 +19,9 @@ from tests.system.processes import free_port
 
 @pytest.fixture(scope="package")
 def folder() -> Iterator[Path]:
-    """Where everything of it lies, by a path that is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="clients-") as name:
-        yield Path(name)
+    """Where everything of it lies."""
+    with short_folder("clients") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="package")

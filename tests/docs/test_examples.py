@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import skimage
 
 from bench.tiny_clip import write_tiny_clip
 from everlens import Client
+from tests.folders import short_folder
 from tests.system.processes import clean_environment, everlens_up, free_port, started
 
 pytestmark = pytest.mark.system
@@ -27,18 +27,14 @@ PHOTOGRAPHS = Path(skimage.__path__[0]) / "data"
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """One `everlens up` over a small model: that the programs work is seen, not how well it does."""
-    data_dir, port = Path(f"/tmp/everlens-{os.getpid()}-examples"), free_port()
-    data_dir.mkdir()
-    model = write_tiny_clip(data_dir / "tiny-vit")
-    environment = clean_environment(
-        data_dir=str(data_dir), port=str(port), model=str(model), pretrained="random"
-    )
-    try:
+    with short_folder("examples") as data_dir:
+        port, model = free_port(), write_tiny_clip(data_dir / "tiny-vit")
+        environment = clean_environment(
+            data_dir=str(data_dir), port=str(port), model=str(model), pretrained="random"
+        )
         with started(everlens_up(), environment, data_dir / "up.log") as launcher:
             launcher.until_said("Ctrl-C here stops everything", 240)
             yield f"http://127.0.0.1:{port}"
-    finally:
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def run(program: str, *words: str, said: str = "") -> subprocess.CompletedProcess[str]:

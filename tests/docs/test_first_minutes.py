@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.folders import short_folder
 from tests.pictures import PHOTOGRAPHS, photograph
 from tests.system.processes import clean_environment, everlens_up, free_port, started
 
@@ -34,11 +33,9 @@ def test_each_line_works(tmp_path: Path) -> None:
         photograph(name).save(folder / "one.png")
     script = "\n".join(["set -e", *lines]).replace(".venv/bin/python", sys.executable)
     script = script.replace(".venv/bin/everlens", f"{sys.executable} -m everlens.cli")
-    data_dir, port = Path(f"/tmp/everlens-{os.getpid()}-minutes"), free_port()
-    data_dir.mkdir()
-    environment = clean_environment(data_dir=str(data_dir), port=str(port))
-    environment["PYTHONPATH"] = str(ROOT)
-    try:
+    with short_folder("minutes") as data_dir:
+        environment = clean_environment(data_dir=str(data_dir), port=str(free_port()))
+        environment["PYTHONPATH"] = str(ROOT)
         with started(everlens_up(), environment, data_dir / "up.log") as launcher:
             launcher.until_said("Ctrl-C here stops everything", 240)
             done = subprocess.run(
@@ -50,8 +47,6 @@ def test_each_line_works(tmp_path: Path) -> None:
                 timeout=240,
                 check=False,
             )
-    finally:
-        shutil.rmtree(data_dir, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     first, taught, _ = done.stdout.partition("accepted as entry")
     assert "cat" in first.split("%")[0]

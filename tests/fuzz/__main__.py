@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 
+from tests.folders import short_folder
 from tests.fuzz.asking import requests_by_status, running, schemathesis
 
 
@@ -13,9 +12,7 @@ def main() -> int:
     """Run schemathesis against a fresh everlens; print its report and what was answered."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
     seed = ["--seed", sys.argv[2]] if len(sys.argv) > 2 else []
-    # A short path, since a unix socket lies below it.
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="fuzz-") as name:
-        folder = Path(name)
+    with short_folder("fuzz") as folder:
         with running(folder) as (launcher, url):
             words = ["run", f"{url}/openapi.json", "--max-time", str(int(60 * minutes)), *seed]
             run = schemathesis(folder, url, *words)

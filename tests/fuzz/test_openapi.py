@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.folders import short_folder
 from tests.fuzz.asking import requests_by_status, running, schemathesis
 from tests.fuzz.examples import NotShown, ask_as_shown
 
@@ -20,9 +20,9 @@ _SAME_EVERY_TIME = ["--generation-deterministic", "--max-examples", "30"]
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="fuzz-") as name:
-        yield Path(name)
+    """Where everything of it lies."""
+    with short_folder("fuzz") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

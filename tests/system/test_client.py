@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 import sys
@@ -29,6 +28,7 @@ from everlens import ApiError, AsyncClient, Client
 from everlens.cli import main
 from everlens.client import Event, Learning, VersionRecord
 from everlens.keys import SCOPES, Scope, add_key
+from tests.folders import short_folder
 from tests.system.processes import clean_environment, everlens_up, free_port, started
 
 pytestmark = pytest.mark.system
@@ -50,23 +50,20 @@ class Running(NamedTuple):
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     """One `everlens up` for all tests of this file; each teaches classes of its own."""
-    data_dir, port = Path(f"/tmp/everlens-{os.getpid()}-client"), free_port()
-    data_dir.mkdir()
-    model = write_tiny_clip(data_dir / "tiny-vit")
-    environment = clean_environment(
-        data_dir=str(data_dir), port=str(port), model=str(model), pretrained="random"
-    )
+    with short_folder("client") as data_dir:
+        port = free_port()
+        model = write_tiny_clip(data_dir / "tiny-vit")
+        environment = clean_environment(
+            data_dir=str(data_dir), port=str(port), model=str(model), pretrained="random"
+        )
 
-    def made(*scopes: Scope) -> str:
-        return add_key(data_dir / "keys.json", "test", scopes=scopes, now=datetime.now(UTC))[1]
+        def made(*scopes: Scope) -> str:
+            return add_key(data_dir / "keys.json", "test", scopes=scopes, now=datetime.now(UTC))[1]
 
-    keys = made(*SCOPES), made("classify", "learn", "classes")
-    try:
+        keys = made(*SCOPES), made("classify", "learn", "classes")
         with started(everlens_up(), environment, data_dir / "up.log") as launcher:
             launcher.until_said("Ctrl-C here stops everything", READY_S)
             yield Running(f"http://127.0.0.1:{port}", *keys)
-    finally:
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 @pytest.fixture

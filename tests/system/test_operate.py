@@ -11,7 +11,6 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from skimage import data
 
 from everlens.cli import main
+from tests.folders import short_folder
 from tests.system.processes import (
     Started,
     clean_environment,
@@ -142,11 +142,9 @@ def run(data_dir: Path, **settings: str) -> Iterator[Everlens]:
 
 @pytest.fixture(scope="module")
 def room() -> Iterator[Path]:
-    """A directory whose path is short enough for a unix socket."""
-    room = Path(f"/tmp/everlens-operate-{os.getpid()}")
-    room.mkdir()
-    yield room
-    shutil.rmtree(room, ignore_errors=True)
+    """A directory of this file's own."""
+    with short_folder("operate") as room:
+        yield room
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import pytest
 
 from everlens.client import Client
 from everlens.launch.greeting import bundled_picture
+from tests.folders import short_folder
 from tests.system.processes import (
     Started,
     clean_environment,
@@ -41,18 +42,16 @@ STOPPED_S = 10.0
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """A data directory whose path is short enough for a unix socket, and names no other test."""
-    directory = Path("/tmp") / f"everlens-{os.getpid()}-{tmp_path.name[-12:]}"
-    directory.mkdir()
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
+def data_dir() -> Iterator[Path]:
+    """A data directory of this test's own."""
+    with short_folder("up") as folder:
+        yield folder
 
 
 def up(data_dir: Path, port: int, **settings: str) -> Any:
     """Give a running `everlens up` that is ended afterwards."""
     environment = clean_environment(data_dir=str(data_dir), port=str(port), **settings)
-    return started(everlens_up(), environment, data_dir.with_suffix(".log"))
+    return started(everlens_up(), environment, data_dir / "up.log")
 
 
 def ready(launcher: Started) -> list[str]:
@@ -128,12 +127,11 @@ class Running(NamedTuple):
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     """One `everlens up` for the tests that leave it running."""
-    data_dir, port = Path(f"/tmp/everlens-{os.getpid()}-running"), free_port()
-    data_dir.mkdir()
-    with up(data_dir, port) as launcher:
-        ready(launcher)
-        yield Running(launcher, data_dir, port)
-    shutil.rmtree(data_dir, ignore_errors=True)
+    with short_folder("running") as data_dir:
+        port = free_port()
+        with up(data_dir, port) as launcher:
+            ready(launcher)
+            yield Running(launcher, data_dir, port)
 
 
 def test_second_start_on_the_same_directory_is_refused(running: Running) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Self
 
 from bench.tiny_clip import write_tiny_clip
+from tests.folders import quick
 from tests.system.chaos.forked import Zygote
 from tests.system.chaos.ground import Broken, Ground, NotPossible, Quiet
 from tests.system.chaos.tally import Tally
-
-_ROOM_BYTES = 4 << 30
 
 HELD, FAILED, NOT_POSSIBLE = "held", "FAILED", "not possible here"
 
@@ -100,7 +99,7 @@ class Campaign:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=_where()))
+        self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=quick()))
         self.tally = Tally()
         self.verdicts: list[Verdict] = []
         self._numbers = 0
@@ -194,13 +193,3 @@ class Campaign:
             "cases": [asdict(verdict) for verdict in self.verdicts],
         }
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _where() -> Path:
-    """
-    Return memory where there is enough of it: what a kill loses is the same, and hundreds of
-    databases need not be synced to a disk. Paths of sockets must be short.
-    """
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > _ROOM_BYTES
-    return memory if roomy else Path("/tmp")
