@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from skimage import data
 
+from everlens.bus.connect import connect
+from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
@@ -39,8 +42,13 @@ def photo(photos: dict[str, bytes]) -> bytes:
 @pytest.fixture
 def settings(log_url: str, namespace: str, tmp_path: Path) -> Settings:
     """Settings of a service over the test's own log."""
-    # One decoder, since each costs a test a fifth of a second; `test_decoding` has several.
-    return Settings(redis_url=log_url, namespace=namespace, data_dir=tmp_path, decoders=1)
+    return settings_for(log_url, namespace, tmp_path)
+
+
+def settings_for(log_url: str, namespace: str, data_dir: Path, **more: Any) -> Settings:
+    """Return settings of a service for tests."""
+    # One decoder, since each costs a fifth of a second; `test_decoding` has several.
+    return Settings(redis_url=log_url, namespace=namespace, data_dir=data_dir, decoders=1, **more)
 
 
 @asynccontextmanager
@@ -54,6 +62,17 @@ async def running(settings: Settings, backbone: Backbone, stream: Stream) -> Asy
     ):
         await app.state.service.settled.wait()
         yield Api(client, app.state.service, stream)
+
+
+@asynccontextmanager
+async def lasting(settings: Settings, backbone: Backbone) -> AsyncIterator[Api]:
+    """Run a service over a log of its own, for tests that leave it as it was."""
+    client = connect(settings.redis_url)
+    stream = Stream(client, Keys(settings.namespace))
+    assert stream.hold(stream.create(), "test")
+    async with running(settings, backbone, stream) as api:
+        yield api
+    client.close()
 
 
 @pytest.fixture

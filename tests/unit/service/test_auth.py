@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import logging
-import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -19,9 +18,6 @@ from fastapi import Request
 from fastapi.routing import iter_route_contexts
 from starlette.types import Message, Receive, Scope, Send
 
-from everlens.bus.connect import connect
-from everlens.bus.keys import Keys
-from everlens.bus.stream import Stream
 from everlens.errors import KeysError
 from everlens.keys import SCOPES, ApiKey, add_key, read_ring, revoke_key
 from everlens.keys import Scope as ScopeName
@@ -41,7 +37,7 @@ from service.auth import (
 )
 from service.problems import Problem
 from tests.unit.service.api import Api
-from tests.unit.service.conftest import Start, running
+from tests.unit.service.conftest import Start, lasting, settings_for
 
 pytestmark = pytest.mark.anyio
 
@@ -89,13 +85,8 @@ async def door(
     log_url: str, tiny_clip: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Door]:
     """A service of its own would take a fifth of a second for each route."""
-    settings = Settings(
-        redis_url=log_url,
-        namespace=f"test-{uuid.uuid4().hex[:12]}",
-        data_dir=tmp_path_factory.mktemp("door"),
-        decoders=1,
-        key_rate_per_s=1000,
-    )
+    folder = tmp_path_factory.mktemp("door")
+    settings = settings_for(log_url, "test-door", folder, key_rate_per_s=1000)
     path = settings.keys_path
 
     def made(*scopes: ScopeName) -> str:
@@ -110,13 +101,9 @@ async def door(
     alone = {scope: made(scope) for scope in SCOPES} | {ANY: made()}
     without = {scope: made(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
     others = without | {ANY: made()}
-    client = connect(log_url)
-    stream = Stream(client, Keys(settings.namespace))
-    assert stream.hold(stream.create(), "test")
-    async with running(settings, tiny_clip, stream) as api:
+    async with lasting(settings, tiny_clip) as api:
         api.service.end_streams()  # else the answer of /events would go on for ever
         yield Door(api, good, [lost, expired, *forged], alone, others)
-    client.close()
 
 
 ADDRESSES = itertools.cycle(f"198.51.100.{number}" for number in range(250))

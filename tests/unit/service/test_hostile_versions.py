@@ -27,12 +27,13 @@ from torch import Generator, Tensor
 from everlens.artifact import PART_BYTES_MAX, Manifest, digest_of
 from everlens.bus.server import EmbeddedServer
 from everlens.model.adapter import AdapterSpec, insert, tensors_of
+from everlens.model.backbone import Backbone
 from everlens.model.classes import CHUNK
 from everlens.model.fusion import Fusion
 from everlens.model.parts import encode_adapter, encode_fusion, encode_record
 from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot
 from tests.unit.service.api import Api, learnt_parts
-from tests.unit.service.conftest import Start
+from tests.unit.service.conftest import lasting, settings_for
 from tests.unit.service.test_hotswap import until
 
 pytestmark = pytest.mark.anyio
@@ -258,7 +259,7 @@ CASES: dict[str, tuple[Callable[[Version], None], str]] = {
         "form in which it is written",
     ),
     "manifest of another format": (lambda v: v.fields(format=2), "format 2"),
-    "manifest of another version": (lambda v: v.fields(version=7), "says it is version 7"),
+    "manifest of another version": (lambda v: v.fields(version=7000), "says it is version 7000"),
     "manifest with a version beyond 2^53": (lambda v: v.fields(version=2**60), "wrong kind"),
     "manifest with a cursor beyond 2^64": (lambda v: v.fields(learned_through=2**70), "wrong kind"),
     "manifest with negative samples": (lambda v: v.fields(samples=-1), "wrong kind"),
@@ -461,13 +462,24 @@ CASES: dict[str, tuple[Callable[[Version], None], str]] = {
 }
 
 
-@pytest.fixture
-async def api(started: Start, settings: Any) -> AsyncIterator[Api]:
-    """A running service; what a case stored is gone after it."""
-    async with started(settings) as api:
+@pytest.fixture(scope="module")
+async def besieged(
+    log_url: str, tiny_clip: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Api]:
+    """One service that takes a good version after each hostile one."""
+    folder = tmp_path_factory.mktemp("besieged")
+    async with lasting(settings_for(log_url, "test-besieged", folder), tiny_clip) as api:
         yield api
-    client = api.stream.client
-    client.delete(*client.scan_iter(f"{{{settings.namespace}}}:*", count=1000))
+
+
+@pytest.fixture
+def api(besieged: Api) -> Api:
+    """It, with a log that holds nothing, and as if it had refused nothing yet."""
+    client, keys = besieged.stream.client, besieged.stream.keys
+    stored = [*client.scan_iter(keys.part("*")), *client.scan_iter(keys.manifest("*"))]
+    client.delete(keys.head, *stored)
+    besieged.model.swaps.refused.clear()
+    return besieged
 
 
 @contextlib.contextmanager
@@ -489,12 +501,12 @@ async def test_a_hostile_version_is_refused(api: Api, photos, case: str):
     spoil, said = CASES[case]
     base, refused = api.model.serving.base, api.model.swaps.refused
     pictures = {name: photos[name] for name in ("cat", "coffee", "rocket")}
-    good = version(base, pictures, 1)
-    good.put(api)
-    await until(lambda: api.model.serving.current.version == 1)
+    first = api.model.serving.current.version + 1
+    version(base, pictures, first).put(api)
+    await until(lambda: api.model.serving.current.version == first)
     before = (await api.ask(photos["cat"])).json()
 
-    hostile = version(base, pictures, 2)
+    hostile = version(base, pictures, first + 1)
     spoil(hostile)
     with peak_bytes() as risen:
         hostile.put(api)
@@ -507,9 +519,9 @@ async def test_a_hostile_version_is_refused(api: Api, photos, case: str):
     (entry,) = answer.json()["refused_versions"]
     assert said in entry["reason"]
     assert entry["reason"].isprintable()
-    assert entry["version"] == (None if hostile.head else 2)
-    assert (await api.client.get("/classes")).json()["version"] == 1
+    assert entry["version"] == (None if hostile.head else first + 1)
+    assert (await api.client.get("/classes")).json()["version"] == first
 
-    version(base, pictures, 3).put(api)
-    await until(lambda: api.model.serving.current.version == 3)
+    version(base, pictures, first + 2).put(api)
+    await until(lambda: api.model.serving.current.version == first + 2)
     assert (await api.ask(photos["cat"])).status_code == 200
