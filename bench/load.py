@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -357,8 +358,16 @@ def main() -> int:
         {"rate": o.rate, "latencies_s": o.latencies_s, "statuses": o.statuses, "lost": o.lost}
         for o in outcomes
     ]
-    print(json.dumps({"outcomes": described, "cpu_s": time.process_time() - begun_s}))
+    tell({"outcomes": described, "cpu_s": time.process_time() - begun_s})
     return 0
+
+
+def tell(outcomes: Mapping[str, Any]) -> None:
+    """Write all of it to standard output, as JSON."""
+    # Not `print`: with PYTHONUNBUFFERED it asks the kernel once. A write that has filled the pipe,
+    # 64 kB, and waits for room may be cut short, and the rest would be lost without an error.
+    with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(json.dumps(outcomes).encode())
 
 
 if __name__ == "__main__":

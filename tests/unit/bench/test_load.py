@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -125,6 +129,25 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
         pass
     with pytest.raises(LoadError):
         run_load(port, Stream([http_request("GET", "/")]), 0.1, 0.1).succeeded()
+
+
+def test_what_a_pipe_does_not_take_at_once_is_not_lost() -> None:
+    """A write that a signal cuts short goes on, also where output is not buffered."""
+    interrupted = (
+        "import signal; from bench.load import tell\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)\n"
+        "tell({'latencies_s': [0.5] * 100_000})\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+    )
+    with subprocess.Popen([sys.executable, "-u", "-c", interrupted], stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        said = one.stdout.read(1)  # and then the pipe is full for a while
+        time.sleep(0.1)
+        said += one.stdout.read()
+
+    assert one.returncode == 0
+    assert len(json.loads(said)["latencies_s"]) == 100_000
 
 
 def test_two_streams_are_counted_apart_and_one_may_pause() -> None:
