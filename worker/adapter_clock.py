@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
+from worker.learn.adapter_head import exemplars_seen
 from worker.learn.learner import Learner
 from worker.learn.tuning import Round
 from worker.outbox import Outbox
@@ -58,7 +59,7 @@ class AdapterClock:
         drawn = self.learner.draw()
         progress.tunes, progress.waiting = False, 0
         progress.rounds += drawn is not None
-        least = max(self.every_rounds, self.learner.head_exemplars / _EXEMPLARS_A_ROUND)
+        least = max(self.every_rounds, exemplars_seen(self.learner) / _EXEMPLARS_A_ROUND)
         progress.adapter_due |= progress.rounds >= least
         progress.adapter_due &= self.waits
         with self.outbox.commit() as state:

@@ -22,6 +22,7 @@ from everlens.model.parts import build_snapshot
 from everlens.records import Activation, DeadLetter
 from worker.batch import Batch
 from worker.forgetting import Named
+from worker.learn.held_out import held_out_accuracy
 from worker.learn.learner import Learner
 from worker.outage import Outage
 from worker.outbox import Outbox
@@ -151,6 +152,6 @@ class EvidenceClock:
         present = self.outbox.snapshot
         contents = {digest_of(part): part for part in parts.values()}
         candidate = build_snapshot(self.learner.backbone, manifest, contents, present)
-        held_out, accuracy = self.learner.held_out_accuracy([present, candidate])
+        held_out, accuracy = held_out_accuracy(self.learner, [present, candidate])
         before, after = (round(share, 4) for share in accuracy) if held_out else (None, None)
         return {"held_out": held_out, "before": before, "after": after}

@@ -27,6 +27,8 @@ from everlens.model.parts import (
 from everlens.model.snapshot import Snapshot
 from everlens.records import Activation
 from worker.commit import Progress
+from worker.learn.adapter_head import adapter_text, fit_adapter_head
+from worker.learn.held_out import judge
 from worker.learn.learner import Forgotten, Learner, Observation
 
 
@@ -67,7 +69,7 @@ def _chunks_with(indices: Iterable[int], classes: int, size: int) -> list[tuple[
 
 def adapter_parts(learner: Learner) -> dict[str, bytes]:
     """Return the parts of the adapter as it is now, with its own closed form; empty if none."""
-    head = learner.fit_adapter_head()
+    head = fit_adapter_head(learner)
     if head is None:
         return {}
     parts = {
@@ -76,7 +78,7 @@ def adapter_parts(learner: Learner) -> dict[str, bytes]:
     }
     for number, span in chunks_of(len(head.count_C)):
         parts[f"adapter/{number}"] = encode_evidence(
-            head.mean_CD[span], head.count_C[span], learner.adapter_text(span)
+            head.mean_CD[span], head.count_C[span], adapter_text(learner, span)
         )
     return parts
 
@@ -145,7 +147,7 @@ def judged(
     contents = {digest_of(part): part for part in parts.values()}
     manifest = next_manifest(learner, progress, parts, cursor=cursor)
     candidate = build_snapshot(learner.backbone, manifest, contents, present)
-    verdict = learner.judge(present, candidate)
+    verdict = judge(learner, present, candidate)
     if verdict.passed:
         learner.tuner.accept()
         return replace(manifest, gate=verdict.report()), parts

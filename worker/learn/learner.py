@@ -12,7 +12,7 @@ Shape suffixes: B samples, D features, E joint space.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,14 +22,12 @@ from torch.nn import functional
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion, Scores, fuse
-from everlens.model.heads import evidence_feature
-from everlens.model.snapshot import Snapshot, Views, joined
-from everlens.model.tower import Hidden, pooled
+from everlens.model.snapshot import Snapshot, Views
+from everlens.model.tower import Hidden
 from everlens.pixels import Pixels
 from everlens.records import DeadLetter
-from worker.learn.evidence import EvidenceSums, Head, head_of
+from worker.learn.evidence import EvidenceSums
 from worker.learn.fusing import FusionLearner
-from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, left_out, right_names, without_itself
 from worker.learn.prequential import ClassRecords, Prequential
 from worker.learn.randomness import generator_for
 from worker.learn.replay import BufferChange, Exemplar, ReplayBuffer
@@ -44,12 +42,7 @@ REFRESH_GROWTH = 0.10
 HOLD_OUT_EVERY = 10
 HOLD_OUT_AFTER = 2
 
-# How many held-out samples the gate asks at most.
-JUDGED_MAX = 256
-
-# How many exemplars the adapter's own closed form is fitted on at most, a forward pass each.
-HEAD_EXEMPLARS_MAX = 2048
-_FORWARD_BATCH = 32
+_FORWARD_BATCH = 32  # of exemplars that are looked at again
 
 # Rows that are taken out of the sums at once.
 _ROWS_AT_ONCE = 1024
@@ -290,34 +283,6 @@ class Learner:
             self.factor_samples = self.samples
         return Forgotten(gone, exemplars, list(whole), refreshed=bool(gone))
 
-    @property
-    def head_exemplars(self) -> int:
-        """How many exemplars `fit_adapter_head` would see."""
-        return min(len(self.replay), HEAD_EXEMPLARS_MAX)
-
-    @torch.no_grad()
-    def fit_adapter_head(self) -> Head | None:
-        """Return the closed form on the features as they are tuned now, from the buffer alone."""
-        exemplars = self._balanced(HEAD_EXEMPLARS_MAX)
-        if not exemplars:
-            return None
-        tuned_top = self.tuner.merged_image_top()
-        sums: EvidenceSums | None = None
-        for start in range(0, len(exemplars), _FORWARD_BATCH):
-            part = exemplars[start : start + _FORWARD_BATCH]
-            hidden = self._hidden(part)
-            feature_BD = evidence_feature(
-                tuned_top(hidden).feature_BD.float(), pooled(hidden), self.backbone.recipe
-            ).cpu()
-            if not bool(feature_BD.isfinite().all()):
-                self.tuner.roll_back()  # an adapter that answers with no numbers is none
-                return None
-            sums = sums or EvidenceSums(feature_BD.shape[1])
-            sums.add(feature_BD, [e.class_index for e in part])
-        assert sums is not None
-        sums.make_room(len(self.class_names))
-        return head_of(sums)
-
     def class_record(self, span: slice, weight_C: Tensor) -> Tensor:
         """
         Return what is said of a range of classes: the columns of `snapshot.RECORD`.
@@ -334,86 +299,14 @@ class Learner:
         """Return weight_C of each class's loss, as of the adapter accepted last; 1 is the mean."""
         return self.tuner.class_weights(len(self.class_names))
 
-    @torch.no_grad()
-    def judge(self, present: Snapshot, candidate: Snapshot) -> Verdict:
-        """
-        Ask held-out samples whether a version with a new adapter is worse than the present one.
-
-        Args:
-            present: the version that serves.
-            candidate: the same with the new adapter.
-        """
-        held = self._judging()
-        if len(held) < HELD_OUT_MIN:
-            return Verdict(len(held))
-        before_N, after_N = (right_names(*self._asked(s, held)) for s in (present, candidate))
-        return Verdict(len(held), compare(before_N, after_N))
-
-    @torch.no_grad()
-    def held_out_accuracy(self, snapshots: Sequence[Snapshot]) -> tuple[int, list[float]]:
-        """Return how many held-out samples there are to ask, and each version's accuracy on them."""
-        held = self._judging()
-        if not held:
-            return 0, []
-        asked = [self._asked(snapshot, held) for snapshot in snapshots]
-        right = [left_out(*a).argmax(dim=1) == torch.tensor(a[2]) for a in asked]
-        return len(held), [float(right_N.double().mean()) for right_N in right]
-
-    def _judging(self) -> list[Exemplar]:
-        """Return held-out samples to ask about: of classes that are learnt without them, too."""
-        held = self.replay.held_out(JUDGED_MAX)
-        return [e for e in held if self.sums is not None and self.sums.count_C[e.class_index] > 1]
-
-    def _asked(
-        self, snapshot: Snapshot, held: Sequence[Exemplar]
-    ) -> tuple[Scores, Fusion, list[int], Tensor]:
-        """Return what `left_out` needs to know of a version's answers to held-out samples."""
-        assert snapshot.evidence is not None
-        assert self.sums is not None
-        class_N = [exemplar.class_index for exemplar in held]
-        views = self._views(snapshot, held)
-        own_N = without_itself(
-            snapshot.evidence,
-            views.feature_BD,
-            self.sums.total_CD(class_N),
-            self.sums.count_C[class_N],
-        )
-        place_N = [snapshot.classes.place(self.class_names[c]) for c in class_N]
-        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
-        return scores, snapshot.fusion, place_N, own_N
-
-    def _views(self, snapshot: Snapshot, exemplars: Sequence[Exemplar]) -> Views:
-        return joined(
-            [
-                snapshot.look(self._hidden(exemplars[start : start + _FORWARD_BATCH]))
-                for start in range(0, len(exemplars), _FORWARD_BATCH)
-            ]
-        )
-
-    def _hidden(self, exemplars: Sequence[Exemplar]) -> Hidden:
-        states = torch.stack([e.trunk for e in exemplars]).to(self.backbone.device)
-        return Hidden(states.to(self.backbone.precision))
-
-    def adapter_text(self, span: slice) -> Tensor | None:
-        """Return the tuned text vectors of a range of classes; None if their tower is frozen."""
-        if not self.config.adapter.tunes("text"):
-            return None
-        template = self.backbone.templates[0]
-        names = self.class_names[span]
-        return torch.stack([self.tuner.text_vector(template.format(name)) for name in names])
-
-    def _balanced(self, count_max: int) -> list[Exemplar]:
-        """
-        Return the buffer, or an equal share of each class when it is larger than that.
-
-        With more classes than `count_max` they take turns; the others answer by evidence alone.
-        """
-        classes = self.replay.classes
-        if len(classes) > count_max:
-            start = self.batch * count_max % len(classes)
-            classes = sorted((classes[start:] + classes[:start])[:count_max])
-        share = max(1, count_max // max(1, len(classes)))
-        return [e for c in classes for e in self.replay.of_class(c)[-share:]]
+    def in_parts(
+        self, exemplars: Sequence[Exemplar]
+    ) -> Iterator[tuple[Sequence[Exemplar], Hidden]]:
+        """Yield exemplars with their trunk outputs, as many at a time as a forward pass takes."""
+        for start in range(0, len(exemplars), _FORWARD_BATCH):
+            part = exemplars[start : start + _FORWARD_BATCH]
+            states = torch.stack([e.trunk for e in part]).to(self.backbone.device)
+            yield part, Hidden(states.to(self.backbone.precision))
 
     def _score(
         self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views

@@ -13,6 +13,7 @@ from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
 from everlens.pixels import encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
 from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, same_bits
+from worker.learn.adapter_head import adapter_text, balanced, fit_adapter_head
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.evidence import EvidenceSums
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
@@ -174,12 +175,12 @@ def test_the_adapters_head_takes_an_equal_share(
     """Its closed form stands on the buffer, the latest of each class where that is too large."""
     monkeypatch.setattr("worker.learn.learner.HOLD_OUT_AFTER", 100)
     one = learner(tiny_clip)
-    assert one.fit_adapter_head() is None
+    assert fit_adapter_head(one) is None
     one.observe(labelled([0] * 7 + [1] * 2 + [2]), base)
-    head = one.fit_adapter_head()
+    head = fit_adapter_head(one)
     assert head is not None
     assert head.count_C.tolist() == [7, 2, 1]
-    assert [e.seq for e in one._balanced(6)] == [6, 7, 8, 9, 10]
+    assert [e.seq for e in balanced(one, 6)] == [6, 7, 8, 9, 10]
 
 
 def test_before_any_step_the_adapters_head_is_the_evidence(
@@ -188,7 +189,7 @@ def test_before_any_step_the_adapters_head_is_the_evidence(
     """With B = 0 the tuned features are the frozen ones, up to the float16 of the trunk's cache."""
     one = learner(tiny_clip)
     one.observe(labelled(STREAM), base)
-    head = one.fit_adapter_head()
+    head = fit_adapter_head(one)
     assert head is not None
     expected = sums_of(one).mean_CD()
     torch.testing.assert_close(head.mean_CD, expected, atol=1e-3, rtol=0)
@@ -198,11 +199,11 @@ def test_adapter_texts_are_those_of_a_tuned_tower(tiny_clip: Backbone, base: Sna
     """A frozen text tower has none of its own; a tuned one reads the names by the first prompt."""
     frozen = learner(tiny_clip)
     frozen.observe(labelled(STREAM), base)
-    assert frozen.adapter_text(slice(0, 4)) is None
+    assert adapter_text(frozen, slice(0, 4)) is None
     tuned = learner(tiny_clip, tune="both")
     tuned.observe(labelled(STREAM), base)
     tuned.tune()
-    found_CE = tuned.adapter_text(slice(1, 3))
+    found_CE = adapter_text(tuned, slice(1, 3))
     prompts = [tiny_clip.templates[0].format(name) for name in ("cat", "coffee")]
     expected_CE = torch.stack([tuned.tuner.text_vector(prompt) for prompt in prompts])
     assert found_CE is not None

@@ -35,6 +35,7 @@ from tests.unit.worker.conftest import (
 from tests.unit.worker.test_loop import assert_same_bits, everything
 from worker.evidence_clock import EvidenceClock
 from worker.learn.evidence import EvidenceSums
+from worker.learn.held_out import held_out_accuracy
 from worker.loop import Loop
 
 # Float64 sums of a few dozen products below one, added in another order.
@@ -388,7 +389,7 @@ def test_sample_held_out_of_a_class_that_lost_the_others_is_not_asked(
     forget(bench, *(Forgetting(seq=seq) for seq in gone))
     run_to(loop, 17 + len(gone))
     assert loop.learner.sums is not None
-    count, accuracy = loop.learner.held_out_accuracy([loop.snapshot])
+    count, accuracy = held_out_accuracy(loop.learner, [loop.snapshot])
     assert 0 < count < len(loop.learner.replay.held_out(100))
     assert accuracy[0] > 0
     loop.close()

@@ -177,7 +177,7 @@ def hold_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert candidate.adapter is not None
         return Verdict(20, Comparison(before=0.5, after=0.25, error=0.0625))
 
-    monkeypatch.setattr(Learner, "judge", judge)
+    monkeypatch.setattr("worker.publication.judge", judge)
 
 
 def test_an_adapter_that_is_held_back_leaves_a_version_without_it(

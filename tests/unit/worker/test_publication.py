@@ -12,13 +12,14 @@ from everlens.artifact import decode_manifest, digest_of
 from everlens.model.backbone import Backbone
 from everlens.model.classes import EVIDENCE_CHUNK
 from everlens.model.parts import build_snapshot, encode_evidence
-from everlens.model.snapshot import Snapshot, base_snapshot
+from everlens.model.snapshot import Snapshot, base_snapshot, joined
 from everlens.pixels import encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
 from tests.unit.learn.exemplars import SPEC, same_bits
 from worker.commit import Progress
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.gate import HELD_OUT_MIN
+from worker.learn.held_out import judge
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
 from worker.learn.tuning import TuningConfig
 from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
@@ -97,7 +98,7 @@ def course(tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> Course:
 
 def test_a_version_is_never_worse_than_itself(course: Course) -> None:
     """The very same version twice, and one with an adapter that bends nothing, pass."""
-    verdict = course.learner.judge(course.snapshot, course.snapshot)
+    verdict = judge(course.learner, course.snapshot, course.snapshot)
     assert verdict.test is not None
     assert verdict.passed
     assert verdict.test.before == verdict.test.after
@@ -111,17 +112,17 @@ def test_evidence_alone_is_judged_without_the_picture_itself(course: Course) -> 
     learner, snapshot = course.learner, course.snapshot
     held = learner.replay.held_out(100)
     class_N = [exemplar.class_index for exemplar in held]
-    views = learner._views(snapshot, held)
+    views = joined([snapshot.look(hidden) for _, hidden in learner.in_parts(held)])
     answer = snapshot.answer(views, None, snapshot.classes.text_CE)
     flattered = answer.probability_BK[torch.arange(len(held)), class_N].mean()
-    verdict = learner.judge(snapshot, snapshot)
+    verdict = judge(learner, snapshot, snapshot)
     assert verdict.test is not None
     assert verdict.test.before < float(flattered)
 
 
 def test_a_wrecked_adapter_is_held_back(course: Course) -> None:
     """Classes mixed up cost the right names more than chance explains."""
-    verdict = course.learner.judge(course.snapshot, course.candidate(course.wrecked()))
+    verdict = judge(course.learner, course.snapshot, course.candidate(course.wrecked()))
     assert verdict.test is not None
     assert not verdict.passed
     assert verdict.test.after < verdict.test.before
@@ -136,7 +137,7 @@ def test_too_few_held_out_samples_publish_unseen(
     for start in range(0, 16, 4):
         course.learn(shown[start : start + 4])
     assert len(course.learner.replay.held_out(100)) < HELD_OUT_MIN
-    verdict = course.learner.judge(course.snapshot, course.candidate(course.wrecked()))
+    verdict = judge(course.learner, course.snapshot, course.candidate(course.wrecked()))
     assert verdict.test is None
     assert verdict.passed
 
