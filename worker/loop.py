@@ -227,9 +227,11 @@ class Loop:
             return
         if batch.activation is not None:
             self.evidence_clock.activate(batch, batch.activation)
+        elif batch.forgettings:
+            self.evidence_clock.forget(batch)
         else:
-            clock = self.evidence_clock
-            (clock.forget if batch.forgettings else clock.observe)(batch)
+            self.evidence_clock.observe(batch)
+        if batch.activation is None:
             self._publish_soon()
             self.adapter_clock.draw()
         self.attempts.done()
