@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,21 @@ class StartError(EverlensError):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process that was started, and the port it answers on (0: none)."""
+    """One process that was started, the port it answers on (0: none), and what says it is ready."""
 
     process: subprocess.Popen[bytes]
     log: Path
-    port: int = 0
+    port: int
+    ready: Callable[[], bool]
+
+    def until_ready(self) -> None:
+        """
+        Return when it is.
+
+        Raises:
+            StartError: it ended, or it takes too long.
+        """
+        until(self, self.ready)
 
     def pause(self) -> None:
         """Stop its work at once; it keeps its memory and its connections."""
@@ -86,13 +97,14 @@ def log_server(folder: Path) -> Iterator[EmbeddedServer]:
 
 
 @contextlib.contextmanager
-def service(url: str, folder: Path, **settings: object) -> Iterator[Process]:
+def service(url: str, folder: Path, *, wait: bool = True, **settings: object) -> Iterator[Process]:
     """
     Give a service that is ready.
 
     Args:
         url: of the log.
         folder: where its data and its output go.
+        wait: until it is ready; else it is given while it starts, and something else beside it.
         settings: EVERLENS_* by their lower-case names.
 
     Raises:
@@ -101,19 +113,29 @@ def service(url: str, folder: Path, **settings: object) -> Iterator[Process]:
     port = free_port()
     words = [sys.executable, "-P", "-m", "service"]
     environment = _environment(url, folder, port=port, **settings)
-    with started("service", words, folder, environment, port=port) as process:
-        until(process, lambda: service_ready(f"http://{HOST}:{port}"))
+    with started(
+        "service",
+        words,
+        folder,
+        environment,
+        port=port,
+        ready=lambda: service_ready(f"http://{HOST}:{port}"),
+    ) as process:
+        if wait:
+            process.until_ready()
         yield process
 
 
 @contextlib.contextmanager
-def worker(url: str, folder: Path, **settings: object) -> Iterator[Process]:
+def worker(url: str, folder: Path, *, wait: bool = True, **settings: object) -> Iterator[Process]:
     """Give a worker that holds its log's lease; arguments and errors as of `service`."""
     words = [sys.executable, "-P", "-m", "worker"]
     environment = _environment(url, folder, **settings) | learner_environment(1)
     namespace = str(settings.get("namespace", "everlens"))
-    with started("worker", words, folder, environment) as process:
-        until(process, lambda: learner_present(url, namespace))
+    ready = partial(learner_present, url, namespace)
+    with started("worker", words, folder, environment, ready=ready) as process:
+        if wait:
+            process.until_ready()
         try:
             yield process
         finally:
@@ -127,15 +149,16 @@ def started(
     folder: Path,
     environment: Mapping[str, str],
     *,
+    ready: Callable[[], bool],
     port: int = 0,
 ) -> Iterator[Process]:
-    """Give a process whose output goes to a file in `folder`."""
+    """Give a process that starts, whose output goes to a file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.log"
     with path.open("ab") as log:
         child = start_child(words, log=log, env=environment)
     try:
-        yield Process(child, path, port)
+        yield Process(child, path, port, ready)
     finally:
         stop_child(child, _STOP_S)
         with contextlib.suppress(ProcessLookupError):  # what it left behind is of its group

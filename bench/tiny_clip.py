@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8},
@@ -21,8 +22,18 @@ CONFIG = {
 }
 
 
-def write_tiny_clip(folder: Path) -> Path:
-    """Write the model's configuration; `pretrained="random"` gives it weights by a fixed seed."""
+def write_tiny_clip(folder: Path, blocks: int = 3) -> Path:
+    """
+    Write the model's configuration; `pretrained="random"` gives it weights by a fixed seed.
+
+    Args:
+        folder: where to; it is made.
+        blocks: of its image tower.
+    """
+    model = CONFIG["model_cfg"]
+    config = CONFIG | {
+        "model_cfg": model | {"vision_cfg": model["vision_cfg"] | {"layers": blocks}}
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder

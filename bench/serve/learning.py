@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from bench.load import Load, Stream, http_request, run_load
 from bench.measure import interleaved, ratio_of, spread_of
@@ -31,12 +32,17 @@ def measure(stage: Stage) -> Findings:
     the time that it was let.
     """
     found, folder = Findings(), stage.folder / _NAMESPACE
-    settings = {**stage.options.settings, "namespace": _NAMESPACE, "device": stage.options.device}
+    settings: dict[str, Any] = {
+        **stage.options.settings,
+        "namespace": _NAMESPACE,
+        "device": stage.options.device,
+    }
     learnt: list[tuple[int, float]] = []
     with (
-        worker(stage.url, folder, **settings) as learner,
+        worker(stage.url, folder, wait=False, **settings) as learner,
         service(stage.url, folder, **settings) as process,
     ):
+        learner.until_ready()
         first = Stream([http_request("POST", "/samples", _samples(stage.bodies, _FIRST), NDJSON)])
         run_load(process.port, first, 0.0, 0.0)
         until(process, lambda: process.get("/readyz")["version"] > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -39,19 +39,18 @@ def measure(stage: Stage) -> Findings:
     }
     kinds: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
+        processes: dict[Peer, Process] = {}
+        folders = stage.folder / "peers", options.out / "peers"
         for peer in peers(installed=options.peers, bfloat16=bfloat16):
-            try:
-                process = stack.enter_context(
-                    running(
-                        peer, options.model, LABELS, stage.folder / "peers", options.out / "peers"
-                    )
-                )
+            with _or_said(found, peer):
+                running_peer = running(peer, options.model, LABELS, *folders)
+                processes[peer] = stack.enter_context(running_peer)
+        for peer, process in processes.items():  # which started beside each other
+            with _or_said(found, peer):
+                process.until_ready()
                 ask = _asking(peer, process, stage)
                 ask(1, 0.2)
-            except EverlensError as error:
-                found.add(peer.name, f"not measured: {' '.join(str(error).split())[-300:]}")
-                continue
-            asked[peer.name], kinds[peer.name] = ask, peer.kind
+                asked[peer.name], kinds[peer.name] = ask, peer.kind
         tried = {name: CONCURRENCIES[: 1 if kinds.get(name) == _PLAIN else None] for name in asked}
         best = {
             name: max(tried[name], key=lambda c: ask(c, options.seconds / 2))
@@ -66,6 +65,15 @@ def measure(stage: Stage) -> Findings:
     _compare(found, rates, kinds, peers_asked=options.peers)
     found.keep(zero_shot=rates, concurrency=best)
     return found
+
+
+@contextlib.contextmanager
+def _or_said(found: Findings, peer: Peer) -> Iterator[None]:
+    """Say in the table why a peer is not measured."""
+    try:
+        yield
+    except EverlensError as error:
+        found.add(peer.name, f"not measured: {' '.join(str(error).split())[-300:]}")
 
 
 def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:

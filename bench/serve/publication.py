@@ -14,7 +14,6 @@ from bench.serve.stage import Stage, milliseconds
 from bench.versions import Versions
 from everlens.artifact import Manifest, digest_of
 from everlens.model.parts import build_snapshot
-from everlens.model.snapshot import Snapshot
 from everlens.settings import load_settings
 from service.probe import Probe
 from worker.__main__ import learner_config
@@ -81,7 +80,8 @@ def measure(stage: Stage) -> Findings:
 
 def _costs(stage: Stage, classes: int) -> list[Cost]:
     """Return the cost of each of some publications; the first, cold one is left out."""
-    learner, present, manifest = _knowing(stage, classes)
+    known = stage.known(classes=classes)
+    learner, present, manifest = learner_of(stage, known.versions), known.snapshot, known.manifest
     costs, probe = [], Probe(stage.backbone)
     for changed in _turns(learner):
         begun = time.perf_counter()
@@ -94,14 +94,6 @@ def _costs(stage: Stage, classes: int) -> list[Cost]:
         probe.ask(present)
         costs.append(Cost(published - begun, built - published, time.perf_counter() - built))
     return costs[1:]
-
-
-def _knowing(stage: Stage, classes: int) -> tuple[Learner, Snapshot, Manifest]:
-    """Return a learner and a snapshot that know so many classes."""
-    versions = stage.versions(classes=classes)
-    first = versions.first()
-    present = build_snapshot(stage.backbone, first.manifest, first.contents)
-    return learner_of(stage, versions), present, first.manifest
 
 
 def _observation_of(changed: int) -> Observation:
@@ -143,7 +135,7 @@ def learner_of(stage: Stage, versions: Versions) -> Learner:
         {
             "gram_DD": torch.eye(width, dtype=torch.float64),
             "sum_CD": versions.mean_CD.double(),
-            "count_C": versions.count_C,
+            "count_C": versions.count_C.clone(),
         }
     )
     learner.factor = learner.sums.factor()

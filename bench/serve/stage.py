@@ -17,6 +17,7 @@ from bench.measure import Spread
 from bench.pictures import photographs
 from bench.running import Process, log_server, scratch, service, until
 from bench.versions import Head, Version, Versions, served
+from everlens.artifact import Manifest
 from everlens.model.backbone import Backbone, load_backbone
 from everlens.model.runtime import choose_device, set_threads
 from everlens.model.snapshot import Snapshot
@@ -86,6 +87,15 @@ class Service:
         until(self.process, lambda: self.process.get("/readyz")["version"] == number)
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Made-up classes, and the first version that knows them."""
+
+    versions: Versions
+    manifest: Manifest
+    snapshot: Snapshot
+
+
 class Stage:
     """Holds what the rows share; all of it is made when it is first asked for, and ends with it."""
 
@@ -93,7 +103,7 @@ class Stage:
         self.options = options
         self._stack = contextlib.ExitStack()
         self._service: Service | None = None
-        self._cuts: dict[int, Snapshot] = {}
+        self._known: dict[tuple[int, int], Known] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -131,20 +141,19 @@ class Stage:
         """The address of the log's server."""
         return self._stack.enter_context(log_server(self.folder)).url
 
-    def versions(self, top_blocks: int | None = None, classes: int = CLASSES) -> Versions:
-        """Return made-up versions over this base model."""
+    def known(self, top_blocks: int | None = None, classes: int = CLASSES) -> Known:
+        """Return a version with a tuned adapter; of as many classes at the same cut the same."""
         k = min(top_blocks or self.backbone.top_blocks, len(self.backbone.image_tower.blocks))
-        return Versions(self.backbone, classes, top_blocks=k)
+        if (k, classes) not in self._known:
+            versions = Versions(self.backbone, classes, top_blocks=k)
+            first = versions.first()
+            snapshot = served(self.backbone, first)
+            self._known[k, classes] = Known(versions, first.manifest, snapshot)
+        return self._known[k, classes]
 
     def snapshot(self, top_blocks: int | None = None, classes: int = CLASSES) -> Snapshot:
-        """Return a version with a tuned adapter, as the service serves it."""
-        return served(self.backbone, self.versions(top_blocks, classes).first())
-
-    def cut_at(self, top_blocks: int) -> Snapshot:
-        """Return `snapshot` at another cut, made once."""
-        if top_blocks not in self._cuts:
-            self._cuts[top_blocks] = self.snapshot(top_blocks)
-        return self._cuts[top_blocks]
+        """Return the version of `known` as the service serves it."""
+        return self.known(top_blocks, classes).snapshot
 
     @property
     def service(self) -> Service:
@@ -155,13 +164,17 @@ class Stage:
 
     @contextlib.contextmanager
     def _started(self) -> Iterator[Service]:
-        head, versions = Head(self.url, "everlens"), self.versions()
-        head.publish(versions.first())
         with (
-            contextlib.closing(head),
-            service(self.url, self.folder, **self.options.settings) as process,
+            contextlib.closing(Head(self.url, "everlens")) as head,
+            service(self.url, self.folder, wait=False, **self.options.settings) as process,
         ):
+            # This process loads the model as well meanwhile.
+            versions = Versions(self.backbone, CLASSES, top_blocks=self.backbone.top_blocks)
             running = Service(process, head, versions, self.bodies)
+            first = versions.first()
+            head.publish(first)
+            process.until_ready()
+            running.until_answering(first)
             running.under_load(1, 0.2, ZERO_SHOT)  # the names' vectors are computed once
             yield running
 

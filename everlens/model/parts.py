@@ -308,10 +308,11 @@ class _Builder:
             old = before[number] if number < len(before) else NameChunk(())
             if chunk is old:
                 continue
-            others = [other.places for other in chunks[:number] + chunks[number + 1 :]]
-            for name in chunk.places.keys() - old.places.keys():
-                if any(name in places for places in others):
-                    raise PartError(f"the class name {name!r} stands twice in the table")
+            new = chunk.places.keys() - old.places.keys()
+            for other in chunks[:number] + chunks[number + 1 :]:
+                twice = next(filter(other.places.__contains__, new), None)
+                if twice is not None:
+                    raise PartError(f"the class name {twice!r} stands twice in the table")
         return Names(chunks)
 
     def _table(self, prefix: str, chunks: Sequence[Rows]) -> Table:

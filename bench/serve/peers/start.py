@@ -9,11 +9,12 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.load import HOST, Stream, form_of, http_request
 from bench.packs import REPOSITORY
-from bench.running import Process, free_port, plain_environment, started, until
+from bench.running import Process, free_port, plain_environment, started
 from bench.serve.peers.environments import python_with
 
 _HERE = Path(__file__).parent
@@ -67,10 +68,10 @@ def running(
     peer: Peer, model: str, labels: Sequence[str], folder: Path, environments: Path
 ) -> Iterator[Process]:
     """
-    Give the peer, ready to be asked.
+    Give the peer, while it starts.
 
     Raises:
-        PeerError, StartError: it cannot be installed, or does not start.
+        PeerError: it cannot be installed.
     """
     port = free_port()
     words = _words(peer, model, labels, port, environments.resolve())
@@ -78,8 +79,8 @@ def running(
     environment = plain_environment() | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     path = "/openapi.json" if peer.kind == "plain" else "/health"
     name = f"{peer.kind}-{peer.precision}"
-    with started(name, words, folder, environment, port=port) as process:
-        until(process, lambda: _answers(f"http://{HOST}:{port}{path}"))
+    ready = partial(_answers, f"http://{HOST}:{port}{path}")
+    with started(name, words, folder, environment, port=port, ready=ready) as process:
         yield process
 
 
