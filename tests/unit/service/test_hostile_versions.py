@@ -476,8 +476,10 @@ async def besieged(
 def api(besieged: Api) -> Api:
     """It, with a log that holds nothing, and as if it had refused nothing yet."""
     client, keys = besieged.stream.client, besieged.stream.keys
-    stored = [*client.scan_iter(keys.part("*")), *client.scan_iter(keys.manifest("*"))]
-    client.delete(keys.head, *stored)
+    for kind in ("part", "manifest"):
+        for key in client.scan_iter(f"{{{keys.namespace}}}:{kind}:*", count=1000):
+            client.delete(key)
+    client.delete(keys.head)
     besieged.model.swaps.refused.clear()
     return besieged
 
