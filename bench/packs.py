@@ -46,6 +46,19 @@ class Pack(NamedTuple):
         for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             yield Image.open(io.BytesIO(self.blob[begin:end].tobytes())).convert("RGB")
 
+    def thinned(self, step: int) -> Pack:
+        """Return every `step`-th picture, from the first on."""
+        files = [
+            self.blob[self.offsets[i] : self.offsets[i + 1]]
+            for i in range(0, len(self.labels), step)
+        ]
+        return self._replace(
+            blob=np.concatenate(files),
+            offsets=np.cumsum([0, *map(len, files)]),
+            labels=self.labels[::step],
+            domains=self.domains[::step],
+        )
+
 
 def data_folder(argument: str | None = None) -> Path:
     """Return the folder of packs; it need not exist."""

@@ -118,12 +118,12 @@ def ways(head: nn.Module, feature_BD: Tensor) -> dict[str, Tensor]:
 
 
 def measure(
-    starter: StarterParts, folder: Path, packs: Sequence[str] = TEST_PACKS
+    starter: StarterParts, folder: Path, packs: Sequence[str] = TEST_PACKS, *, step: int = 1
 ) -> dict[str, dict[str, Figures]]:
-    """Return zero-shot figures on the test splits of `packs`, by pack and way."""
+    """Return zero-shot figures on each `step`-th picture of the tests of `packs`, by pack and way."""
     figures = {}
     for name in packs:
-        pack = read_pack(folder, name, "test")
+        pack = read_pack(folder, name, "test").thinned(step)
         pictures = see(name, pack, starter.resize)
         text_CE = class_texts(starter, pack.classes)
         figures[name] = {
