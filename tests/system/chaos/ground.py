@@ -64,6 +64,7 @@ SETTINGS = {
     "adapter_every_rounds": "2",
     "adapter_idle_s": "0.1",
     "service_threads": "1",
+    "decoders": "1",
     "id_window": "100000",
 }
 
