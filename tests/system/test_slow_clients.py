@@ -231,6 +231,20 @@ def test_each_request_gets_its_status(port: int, sent: bytes, expected: list[int
         assert json.loads(body)["status"] == expected[-1]
 
 
+def test_a_large_body_hears_its_answer_on_a_real_socket(port: int) -> None:
+    """A client that sends 20 MB hears the 413, with and without an announced length."""
+    url, large = f"http://127.0.0.1:{port}/classify", bytes(20_000_000)
+
+    def unannounced() -> Iterator[bytes]:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    for content in (large, unannounced()):
+        response = httpx.post(url, content=content, headers={"content-type": "image/jpeg"})
+        assert response.status_code == 413
+        assert response.json()["type"] == "/problems/body-too-large"
+
+
 def test_a_client_that_leaves_is_no_fault(port: int) -> None:
     """Clients that hang up in their body leave no traceback and no 5xx behind."""
     for _ in range(20):
