@@ -12,7 +12,9 @@ Source: LoRA (arXiv 2106.09685); where SIT puts it, and why B must be zero: lear
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,6 +26,9 @@ from everlens.model.packed import BothWays, Packed
 from everlens.model.tower import Top
 
 Target = nn.Linear | nn.Conv2d
+
+# Rows of a map that are merged together, at most: of 3,072 columns 3 MB.
+_STRIP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +165,19 @@ def merged(top: Top, answering: Top, tensors: dict[str, Tensor], spec: AdapterSp
             raise PartError(f"adapter tensor {name} has shapes {tuple(a.shape)}, {tuple(b.shape)}")
         if not (all_finite(a) and all_finite(b)):
             raise PartError(f"adapter tensor {name} holds a number that is not finite")
-        weight = torch.addmm(base.reshape(fan_out, fan_in), b, a, alpha=spec.scale)
-        _reweigh(whole, name, weight.view_as(base))
+        _reweigh(whole, name, partial(_bent, base, b, a, spec.scale))
     return whole
+
+
+def _bent(base: Tensor, b: Tensor, a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return W + scale·B·A rounded to `dtype`: strip by strip, so that no sum leaves the cache."""
+    bent = torch.empty(base.shape[:2], dtype=dtype, device=base.device)
+    exact = base.reshape(bent.shape)
+    strips = -(-len(bent) // _STRIP)
+    for k in range(strips):  # all about as long: of a single row the bits would be others
+        rows = slice(k * len(bent) // strips, (k + 1) * len(bent) // strips)
+        bent[rows] = torch.addmm(exact[rows], b[rows], a, alpha=scale)
+    return bent.view_as(base)
 
 
 def _sharing_copy(top: Top) -> Top:
@@ -183,14 +198,13 @@ def _sharing_copy(top: Top) -> Top:
     return copied
 
 
-def _reweigh(top: Top, name: str, weight: Tensor) -> None:
+def _reweigh(top: Top, name: str, weight_in: Callable[[torch.dtype], Tensor]) -> None:
     module = top.get_submodule(name)
     if isinstance(module, Packed):
-        _replace(top, name, module.with_weight(weight.to(torch.bfloat16)))
+        _replace(top, name, module.with_weight(weight_in(torch.bfloat16)))
     else:
         assert isinstance(module, Target)
-        kept = weight.to(module.weight.dtype)
-        module.weight = nn.Parameter(kept, requires_grad=False)
+        module.weight = nn.Parameter(weight_in(module.weight.dtype), requires_grad=False)
 
 
 def _replace(top: Top, name: str, module: nn.Module) -> None:

@@ -134,6 +134,18 @@ def test_merged_weights_equal_the_loop(halves: Callable[[str], Halves], kind: st
     np.testing.assert_allclose(found.flatten(1).double().numpy(), expected, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [600, 513])
+def test_merging_strip_by_strip_has_the_bits_of_one_product(rows: int) -> None:
+    """Also where the rows of a map do not fill the strips."""
+    random = Generator().manual_seed(rows)
+    linear = nn.Linear(96, rows).requires_grad_(False)
+    top = Top(nn.ModuleList([linear]), nn.Identity())
+    (name,) = targets(top)
+    a, b = torch.randn(4, 96, generator=random), torch.randn(rows, 4, generator=random)
+    found = targets(merged(top, top, {f"{name}.A": a, f"{name}.B": b}, SPEC))[name]
+    assert torch.equal(found.weight, torch.addmm(linear.weight, b, a, alpha=SPEC.scale))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_stays_as_it_was(halves: Callable[[str], Halves], kind: str) -> None:
     """Merging twice adds once: every weight of the base is bit-equal afterwards."""
