@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +26,18 @@ def use_threads_here(threads: int) -> None:
     It is what threads that start later begin with as well, so that each says it for itself.
     """
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def half_the_threads_here() -> Iterator[int]:
+    """Let torch use half of its threads for what the calling thread computes within; say how many."""
+    whole = torch.get_num_threads()
+    half = max(1, whole // 2)
+    use_threads_here(half)
+    try:
+        yield half
+    finally:
+        use_threads_here(whole)
 
 
 def make_deterministic() -> None:

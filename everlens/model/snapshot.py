@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from everlens.model.heads import (
     evidence_scores,
     text_logits,
 )
+from everlens.model.runtime import half_the_threads_here, use_threads_here
 from everlens.model.tower import Encoding, Hidden, Top, Trunk, pooled
 from everlens.pixels import Pixels
 
@@ -89,9 +90,9 @@ class Snapshot:
     memo: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
-    def see(self, pixels: Sequence[Pixels]) -> Views:
-        """Return the views of a batch: one trunk pass, then each top."""
-        return self.look(self.see_trunk(pixels))
+    def see(self, pixels: Sequence[Pixels], *, beside: Executor | None = None) -> Views:
+        """Return the views of a batch: one trunk pass, then each top; arguments as of `look`."""
+        return self.look(self.see_trunk(pixels), beside=beside)
 
     @torch.no_grad()
     def see_trunk(self, pixels: Sequence[Pixels]) -> Hidden:
@@ -100,26 +101,33 @@ class Snapshot:
         return hidden
 
     @torch.no_grad()
-    def look(self, hidden: Hidden, *, at_once: bool = False, known: Views | None = None) -> Views:
+    def look(
+        self, hidden: Hidden, *, beside: Executor | None = None, known: Views | None = None
+    ) -> Views:
         """
         Return the views of a batch from the trunk's output on.
 
         Args:
             hidden: of `see_trunk`, perhaps kept in another precision.
-            at_once: pass both tops side by side, in a thread each; the bits are the same.
+            beside: a thread that passes the tuned top meanwhile, each top on half of torch's
+                threads; those of one top wait for each other in every layer. One picture's bits
+                stay the same.
             known: what a version with the same frozen top saw in it; that top is not passed again.
         """
         hidden = Hidden(hidden.states.to(self.backbone.precision), hidden.context)
-        if self.tuned_top is None or known is not None or not at_once:
+        if self.tuned_top is None or known is not None or beside is None:
             frozen = self._view(self.frozen_top, hidden) if known is None else known[:2]
             if self.tuned_top is None:
                 return Views(*frozen, None, None)
             return Views(*frozen, *self._view(self.tuned_top, hidden))
-        # A thread for this once: one that stayed would be missing in a forked child.
-        with ThreadPoolExecutor(1) as beside:
-            tuned = beside.submit(self._view, self.tuned_top, hidden)
+        with half_the_threads_here() as half:
+            tuned = beside.submit(self._view_on, half, self.tuned_top, hidden)
             frozen = self._view(self.frozen_top, hidden)
-        return Views(*frozen, *tuned.result())
+            return Views(*frozen, *tuned.result())
+
+    def _view_on(self, threads: int, top: Top, hidden: Hidden) -> tuple[Tensor, Tensor]:
+        use_threads_here(threads)
+        return self._view(top, hidden)
 
     @torch.no_grad()  # which is a thread's own
     def _view(self, top: Top, hidden: Hidden) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,8 +164,7 @@ class Learner:
         if not batch:
             return nothing
         hidden = snapshot.see_trunk([sample.pixels for sample in batch])
-        # Somebody may wait for one that comes alone; many at once are to leave a core to answers.
-        views = snapshot.look(hidden, at_once=len(batch) == 1)
+        views = _looked(snapshot, hidden, alone=len(batch) == 1)
         finite_B = views.feature_BD.isfinite().all(dim=1) & views.embedding_BE.isfinite().all(dim=1)
         unfit: list[DeadLetter] = []
         if not bool(finite_B.all()):
@@ -413,6 +413,15 @@ class Learner:
     def _prompt(self, exemplar: Exemplar) -> str:
         name = self.class_names[exemplar.class_index]
         return exemplar.text or self.backbone.templates[0].format(name)
+
+
+def _looked(snapshot: Snapshot, hidden: Hidden, *, alone: bool) -> Views:
+    # Somebody may wait for one that comes alone; many at once are to leave a core to answers.
+    if not alone:
+        return snapshot.look(hidden)
+    # A thread for this once: one that stayed would be missing in a forked child.
+    with ThreadPoolExecutor(1) as beside:
+        return snapshot.look(hidden, beside=beside)
 
 
 def _apart(batch: Sequence[LabelledPixels]) -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -275,7 +276,16 @@ def test_tops_side_by_side_have_the_bits_of_one_after_the_other(version: Version
     assert snapshot.tuned_top is not None
     size = version.backbone.pixels.size
     hidden = snapshot.see_trunk([np.full((size, size, 3), 77, np.uint8)])
-    for one, both in zip(snapshot.look(hidden), snapshot.look(hidden, at_once=True), strict=True):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            at_once = snapshot.look(hidden, beside=beside)
+            assert beside.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for one, both in zip(snapshot.look(hidden), at_once, strict=True):
         assert one is not None
         assert both is not None
         assert torch.equal(one, both)

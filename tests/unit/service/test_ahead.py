@@ -25,10 +25,10 @@ def seeing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     threads: list[str] = []
     see = Snapshot.see
 
-    def watched(snapshot: Snapshot, pixels):
+    def watched(snapshot: Snapshot, pixels, **how):
         if threading.current_thread() is not threading.main_thread():  # which makes versions here
             threads.append(threading.current_thread().name.partition("_")[0])
-        return see(snapshot, pixels)
+        return see(snapshot, pixels, **how)
 
     monkeypatch.setattr(Snapshot, "see", watched)
     return threads

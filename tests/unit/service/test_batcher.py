@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class Watched:
     serving: Serving
     sizes: list[int]
     versions: list[int]
+    side_by_side: list[bool]
     gate: threading.Event
 
     async def ask(self, *pictures: np.ndarray, labels=LABELS, top: int = 3):
@@ -48,7 +50,9 @@ def base(tiny_clip: Backbone) -> Snapshot:
 @pytest.fixture
 def watch(base: Snapshot, monkeypatch):
     @asynccontextmanager
-    async def run(batch_max: int = 8, queued_max: int = 1000) -> AsyncIterator[Watched]:
+    async def run(
+        batch_max: int = 8, queued_max: int = 1000, threads: int = 2
+    ) -> AsyncIterator[Watched]:
         serving = Serving(base)
         batcher = Batcher(
             serving,
@@ -56,17 +60,19 @@ def watch(base: Snapshot, monkeypatch):
             Metrics(),
             batch_max=batch_max,
             queued_max=queued_max,
+            threads=threads,
         )
         gate = threading.Event()
         gate.set()
-        watched = Watched(batcher, serving, [], [], gate)
+        watched = Watched(batcher, serving, [], [], [], gate)
         see = Snapshot.see
 
-        def seeing(snapshot: Snapshot, pixels: Sequence[np.ndarray]):
+        def seeing(snapshot: Snapshot, pixels: Sequence[np.ndarray], **how: Any):
             gate.wait(10)
             watched.sizes.append(len(pixels))
             watched.versions.append(snapshot.version)
-            return see(snapshot, pixels)
+            watched.side_by_side.append(how.get("beside") is not None)
+            return see(snapshot, pixels, **how)
 
         monkeypatch.setattr(Snapshot, "see", seeing)
         yield watched
@@ -115,6 +121,15 @@ async def test_what_waits_becomes_one_batch(watch):
         watched.gate.set()
         await asyncio.gather(first, *rest)
     assert watched.sizes == [1, 7]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_the_tops_of_a_picture_alone_go_side_by_side(watch, threads: int):
+    """Where there are two cores for them; those of a batch fill the cores one after the other."""
+    async with watch(threads=threads) as watched:
+        await watched.ask(*pictures(1))
+        await watched.ask(*pictures(2))
+    assert watched.side_by_side == [threads == 2, False]
 
 
 async def test_a_lone_query_waits_for_nobody(watch):
