@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import orjson
 from pydantic import BaseModel
+from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -88,7 +89,8 @@ def parse_json(content: bytes) -> Any:
     """
     named = _check_structure(content)
     try:
-        value = orjson.loads(content)
+        # Straight into objects: orjson copies the text first, into twelve times its room.
+        value = from_json(content, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise Problem("bad-json", f"the body is not JSON: {error}") from error
     if named != _fields(value):
@@ -97,10 +99,19 @@ def parse_json(content: bytes) -> Any:
 
 
 def _fields(value: Any) -> int:
-    """Return how many fields all objects of a value have together."""
+    """
+    Return how many fields all objects of a value have together.
+
+    Raises:
+        Problem: there is a number that no float can be.
+    """
     if isinstance(value, dict):
         return len(value) + sum(map(_fields, value.values()))
-    return sum(map(_fields, value)) if isinstance(value, list) else 0
+    if isinstance(value, list):
+        return sum(map(_fields, value))
+    if isinstance(value, int | float) and abs(value) > sys.float_info.max:
+        raise Problem("bad-json", "a number of the body is larger than 1.8e308; correct it")
+    return 0
 
 
 def parse_ndjson(content: bytes, *, values_max: int) -> list[Any]:

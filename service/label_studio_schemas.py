@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.schemas import INTEGER_MAX
+
 _TASKS_MAX = 1000  # as it asks for at most
 _ANNOTATIONS_MAX = 5000  # as it tells of at most
+
+Number = Annotated[int, Field(ge=0, le=INTEGER_MAX)]  # becomes a part of a sample's id
 
 
 class _Foreign(BaseModel):
@@ -29,7 +33,7 @@ class SetupIn(_Foreign):
 class TaskIn(_Foreign):
     """Something to be labelled."""
 
-    id: int | None = None
+    id: Number | None = None
     data: dict[str, Any]
 
 
@@ -43,7 +47,7 @@ class PredictIn(_Foreign):
 class ProjectIn(_Foreign):
     """Whose annotation it is."""
 
-    id: int
+    id: Number
     created_at: str | None = None
     label_config: str | None = None
 
@@ -51,8 +55,8 @@ class ProjectIn(_Foreign):
 class AnnotationIn(_Foreign):
     """What somebody said of a task; of one that is deleted, its number alone."""
 
-    id: int
-    task: int | None = None
+    id: Number
+    task: Number | None = None
     was_cancelled: bool | None = None
     result: list[Any] | None = None
 

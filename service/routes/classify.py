@@ -8,10 +8,11 @@ from service import openapi
 from service.answering import answered, read_questions
 from service.auth import caller_of
 from service.context import service_of
+from service.direct import DirectRoute
 from service.rendering import answer
 from service.schemas import AnswerOut
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["classify"], route_class=DirectRoute)
 
 
 @router.post("/classify/", include_in_schema=False)

@@ -11,13 +11,14 @@ from everlens.records import Receipt, as_written
 from service import openapi
 from service.auth import caller_of
 from service.context import service_of
+from service.direct import DirectRoute
 from service.forgetting import in_words
 from service.problems import Problem
 from service.rendering import answer
 from service.schemas import NAME_LENGTH_MAX, ReceiptOut, SampleOut
 from service.submission import read_offers, submit
 
-router = APIRouter(tags=["samples"])
+router = APIRouter(tags=["samples"], route_class=DirectRoute)
 
 
 # With a slash too: it would else be the sample of an empty id, which takes no POST.

@@ -93,6 +93,8 @@ SAMPLES = {
     "NaN": (text('{"image": NaN}'), 400, "bad-json", None),
     "Infinity": (text('{"image": -Infinity}'), 400, "bad-json", None),
     "a number beyond all": (text('{"image": 1e400}'), 400, "bad-json", None),
+    "a number below all": (text('[{"image": [1, -1e400]}]'), 400, "bad-json", None),
+    "an integer of 1,000 digits": (text('{"id": -' + "9" * 1000 + "}"), 400, "bad-json", None),
     "the same field twice": (
         text(f'{{"image": "{GOOD}", "label": "a", "label": "b"}}'),
         400,
@@ -336,6 +338,7 @@ QUERIES = {
     "wait for a number not given yet": (query(wait_for=1), 404, "unknown-sample", None),
     "wait for nothing": (query(wait_for=0), 404, "unknown-sample", None),
     "wait for a number below zero": (query(wait_for=-5), 404, "unknown-sample", None),
+    "wait for a number far below": (query(wait_for=-(10**300)), 404, "unknown-sample", None),
     "nothing learnt": (query(labels=None), 409, "nothing-learnt", None),
     "nothing learnt, frozen base": (query(labels=None, version=0), 409, "nothing-learnt", None),
     "no JSON": (text("nope"), 400, "bad-json", None),
@@ -445,6 +448,14 @@ async def test_one_bad_query_refuses_the_whole_list(api: Api):
     response = await api.client.post("/classify", json=queries)
     check_problem(response, 422, "damaged-image", "image")
     assert response.json()["errors"][0]["index"] == 1
+
+
+async def test_the_number_of_an_annotation_cannot_make_a_long_id(api: Api):
+    """It becomes a part of the id of a sample, which has an end."""
+    event = {"action": "ANNOTATION_CREATED", "annotation": {"id": 10**300}}
+    response = await api.client.post("/label-studio/webhook", json=event)
+    check_problem(response, 422, "invalid-fields", None)
+    assert api.seq == 0
 
 
 @pytest.mark.parametrize(
