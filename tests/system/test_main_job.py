@@ -24,7 +24,7 @@ from tests.system.processes import clean_environment, everlens_up, free_port, st
 
 CLASSES, SHOTS = 31, 8
 
-pytestmark = [pytest.mark.system, needs_packs]
+pytestmark = [pytest.mark.system, pytest.mark.slow, needs_packs]
 
 
 def encoded(pack: Pack, place: int) -> str:
