@@ -28,7 +28,7 @@ MINUTES ?= 20
 SHOWN := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help up env dev test chaos fuzz screenshots check docs format lock audit clean distclean
+.PHONY: help up env dev test chaos fuzz screenshots check style types borders pages docs format lock audit clean distclean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,11 +57,21 @@ fuzz: $(DEV) ## ask a fresh everlens MINUTES=20 long what its description allows
 	@$(BIN)/python -m tests.fuzz $(MINUTES)
 
 check: $(DEV) ## run ruff, mypy and import-linter, and build the pages
+	@$(MAKE) --no-print-directory --jobs 2 style types borders pages
+
+# What `check` runs side by side; it has installed what they need.
+style:
 	@echo "ruff check";           $(BIN)/ruff check --quiet .
 	@echo "ruff format --check";  $(BIN)/ruff format --check --quiet .
+
+types:
 	@echo "mypy --strict";        $(BIN)/mypy --no-error-summary
+
+borders:
 	@echo "lint-imports";         $(BIN)/lint-imports --no-cache > $(VENV)/lint-imports.log \
 		|| { cat $(VENV)/lint-imports.log; exit 1; }
+
+pages:
 	@echo "mkdocs build --strict"; $(DOCS) --site-dir $(VENV)/docs
 
 docs: $(DEV) ## build the pages of docs/ into build/docs, strictly
