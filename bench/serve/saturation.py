@@ -10,7 +10,7 @@ from bench.serve.findings import Findings
 from bench.serve.stage import BATCH, Stage
 from everlens.model.snapshot import base_snapshot
 
-CONCURRENCIES = (1, 8, 16, 32, 64)
+CONCURRENCIES = (1, 8, 32, 64)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 

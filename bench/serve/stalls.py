@@ -49,6 +49,7 @@ from service.serving import Serving
 SWAPS = 10_000
 FLAT, GROWTH_BYTES = 1.25, 16 * 2**20
 _BLOCKS = 1
+_TUNED_EVERY = 4  # a learner publishes its adapter less often than its evidence
 _WINDOWS = 100
 
 
@@ -139,7 +140,8 @@ async def _swapped(folder: Path, swaps: int) -> tuple[list[Stall], list[int]]:
     gc.collect()
     gc.freeze()  # as the service does
     for number in range(swaps):
-        version = versions.tuned() if number % 2 else versions.learnt(number % 10)
+        tuned = number % _TUNED_EVERY == 0
+        version = versions.tuned() if tuned else versions.learnt(number % 10)
         swap = asyncio.create_task(swaps_in._take(version.manifest, version.contents))
         await asyncio.sleep(0)  # it is under way when the query comes
         started, used = time.perf_counter(), time.process_time()
