@@ -18,7 +18,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -34,6 +33,7 @@ from everlens.pixels import Pixels
 from service.ahead import Seen
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.passes import Passes
 from service.problems import Problem
 from service.serving import Serving
 
@@ -132,8 +132,7 @@ class Batcher:
         self._decoding = 0
         self._forward_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._threads = threads or torch.get_num_threads()
-        self._beside = ThreadPoolExecutor(1, "top")
+        self._passes = Passes(threads or torch.get_num_threads())
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -191,10 +190,10 @@ class Batcher:
         """Answer what waits, then end the thread; return at once when it hangs."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, 1.0)
-        self._beside.shutdown(wait=False)
+        self._passes.close()
 
     def _run(self) -> None:
-        use_threads_here(self._threads)
+        use_threads_here(self._passes.threads)
         while True:
             items = self._take()
             for item in items:
@@ -272,15 +271,11 @@ class Batcher:
         for start in range(0, len(pixels), self.batch_max):
             part = pixels[start : start + self.batch_max]
             started = time.monotonic()
-            slices.append(self._see(snapshot, part))
+            slices.append(self._passes.see(snapshot, part))
             self._forward_s = time.monotonic() - started
             self.metrics.forward_seconds.observe(self._forward_s)
             self.metrics.batch_pictures.observe(len(part))
         return joined(slices)
-
-    def _see(self, snapshot: Snapshot, pixels: list[Pixels]) -> Views:
-        cores = self._threads > 1 and snapshot.backbone.device.type == "cpu"
-        return snapshot.see(pixels, beside=self._beside if cores and len(pixels) == 1 else None)
 
     def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

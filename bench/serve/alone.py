@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-
-import torch
 
 from bench.measure import interleaved, spread_of
 from bench.serve import bare
@@ -20,17 +17,15 @@ def measure(stage: Stage) -> Findings:
     """Measure p50 at concurrency 1 beside one picture at a time in one process."""
     found, snapshot, service = Findings(), stage.snapshot(), stage.service
     model_only: list[float] = []
-    cores = torch.get_num_threads() > 1
 
     def passed() -> float:
-        with ThreadPoolExecutor(1) as beside:  # both tops at once, as in the service
-            passes = bare.passes_s(
-                partial(snapshot.see, beside=beside if cores else None),
-                stage.bodies,
-                stage.backbone.pixels,
-                stage.options.seconds,
-            )
-            whole, model = zip(*passes, strict=True)
+        passes = bare.passes_s(
+            partial(stage.passes.see, snapshot),
+            stage.bodies,
+            stage.backbone.pixels,
+            stage.options.seconds,
+        )
+        whole, model = zip(*passes, strict=True)
         model_only.append(statistics.median(model))
         return float(statistics.median(whole))
 

@@ -82,5 +82,5 @@ def _tops(stage: Stage) -> dict[tuple[int, bool], list[float]]:
 def _bare(stage: Stage, *, frozen: bool, top_blocks: int | None, share: float = 1.0) -> float:
     k = top_blocks or stage.backbone.top_blocks
     snapshot = base_snapshot(stage.backbone, k) if frozen else stage.snapshot(k)
-    seconds = share * stage.options.seconds
-    return bare.rate(snapshot.see, stage.bodies, stage.backbone.pixels, BATCH, seconds)
+    see, seconds = partial(stage.passes.see, snapshot), share * stage.options.seconds
+    return bare.rate(see, stage.bodies, stage.backbone.pixels, BATCH, seconds)

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
+import torch
+
 from bench.load import Outcome, Stream, http_request, run_load
 from bench.measure import Spread
 from bench.pictures import photographs
@@ -22,6 +24,7 @@ from everlens.model.backbone import Backbone, load_backbone
 from everlens.model.runtime import choose_device, set_threads
 from everlens.model.snapshot import Snapshot
 from everlens.settings import Settings
+from service.passes import Passes
 
 CLASSES = 10
 JPEG = {"Content-Type": "image/jpeg"}
@@ -125,6 +128,12 @@ class Stage:
         return load_backbone(
             options.model, options.pretrained, device=choose_device(options.device)
         )
+
+    @cached_property
+    def passes(self) -> Passes:
+        """How a batch passes in this process: as in the service, that the limit is as fast."""
+        self._stack.callback((passes := Passes(torch.get_num_threads())).close)
+        return passes
 
     @cached_property
     def bodies(self) -> list[bytes]:

@@ -29,13 +29,13 @@ def use_threads_here(threads: int) -> None:
 
 
 @contextmanager
-def half_the_threads_here() -> Iterator[int]:
-    """Let torch use half of its threads for what the calling thread computes within; say how many."""
+def fewer_threads_here(parts: int) -> Iterator[int]:
+    """Let torch use one in `parts` of its threads for what the calling thread computes; say how many."""
     whole = torch.get_num_threads()
-    half = max(1, whole // 2)
-    use_threads_here(half)
+    each = max(1, whole // parts)
+    use_threads_here(each)
     try:
-        yield half
+        yield each
     finally:
         use_threads_here(whole)
 

@@ -28,7 +28,7 @@ from everlens.model.heads import (
     evidence_scores,
     text_logits,
 )
-from everlens.model.runtime import half_the_threads_here, use_threads_here
+from everlens.model.runtime import fewer_threads_here, use_threads_here
 from everlens.model.tower import Encoding, Hidden, Top, Trunk, pooled
 from everlens.pixels import Pixels
 
@@ -120,7 +120,7 @@ class Snapshot:
             if self.tuned_top is None:
                 return Views(*frozen, None, None)
             return Views(*frozen, *self._view(self.tuned_top, hidden))
-        with half_the_threads_here() as half:
+        with fewer_threads_here(2) as half:
             tuned = beside.submit(self._view_on, half, self.tuned_top, hidden)
             frozen = self._view(self.frozen_top, hidden)
             return Views(*frozen, *tuned.result())

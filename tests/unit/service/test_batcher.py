@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from everlens.model.snapshot import Snapshot, base_snapshot
 from service.batcher import Batcher, Query
 from service.metrics import Metrics
 from service.names import NameVectors
+from service.passes import Passes
 from service.problems import Problem
 from service.serving import Serving
 
@@ -35,7 +35,6 @@ class Watched:
     serving: Serving
     sizes: list[int]
     versions: list[int]
-    side_by_side: list[bool]
     gate: threading.Event
 
     async def ask(self, *pictures: np.ndarray, labels=LABELS, top: int = 3):
@@ -50,9 +49,7 @@ def base(tiny_clip: Backbone) -> Snapshot:
 @pytest.fixture
 def watch(base: Snapshot, monkeypatch):
     @asynccontextmanager
-    async def run(
-        batch_max: int = 8, queued_max: int = 1000, threads: int = 2
-    ) -> AsyncIterator[Watched]:
+    async def run(batch_max: int = 8, queued_max: int = 1000) -> AsyncIterator[Watched]:
         serving = Serving(base)
         batcher = Batcher(
             serving,
@@ -60,21 +57,20 @@ def watch(base: Snapshot, monkeypatch):
             Metrics(),
             batch_max=batch_max,
             queued_max=queued_max,
-            threads=threads,
+            threads=2,
         )
         gate = threading.Event()
         gate.set()
-        watched = Watched(batcher, serving, [], [], [], gate)
-        see = Snapshot.see
+        watched = Watched(batcher, serving, [], [], gate)
+        see = Passes.see
 
-        def seeing(snapshot: Snapshot, pixels: Sequence[np.ndarray], **how: Any):
+        def seeing(passes: Passes, snapshot: Snapshot, pixels: Sequence[np.ndarray]):
             gate.wait(10)
             watched.sizes.append(len(pixels))
             watched.versions.append(snapshot.version)
-            watched.side_by_side.append(how.get("beside") is not None)
-            return see(snapshot, pixels, **how)
+            return see(passes, snapshot, pixels)
 
-        monkeypatch.setattr(Snapshot, "see", seeing)
+        monkeypatch.setattr(Passes, "see", seeing)
         yield watched
         gate.set()
         await batcher.stop()
@@ -121,15 +117,6 @@ async def test_what_waits_becomes_one_batch(watch):
         watched.gate.set()
         await asyncio.gather(first, *rest)
     assert watched.sizes == [1, 7]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-async def test_the_tops_of_a_picture_alone_go_side_by_side(watch, threads: int):
-    """Where there are two cores for them; those of a batch fill the cores one after the other."""
-    async with watch(threads=threads) as watched:
-        await watched.ask(*pictures(1))
-        await watched.ask(*pictures(2))
-    assert watched.side_by_side == [threads == 2, False]
 
 
 async def test_a_lone_query_waits_for_nobody(watch):
@@ -256,7 +243,7 @@ async def test_forgotten_names_are_the_least_recent(tiny_clip: Backbone):
 async def test_a_failing_forward_fails_its_queries_alone(watch, monkeypatch):
     """What the model raises reaches those who asked, and the thread goes on."""
     async with watch() as watched:
-        with pytest.raises(ValueError, match="shape"):
+        with pytest.raises(RuntimeError, match="size of tensor"):
             await watched.ask(np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8))
         assert len(await watched.ask(*pictures(1))) == 1
 
