@@ -61,12 +61,13 @@ class Process:
         until(self, self.ready)
 
     def pause(self) -> None:
-        """Stop its work at once; it keeps its memory and its connections."""
-        self.process.send_signal(signal.SIGSTOP)
+        """Stop its work and its children's at once; they keep their memory and connections."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
-        self.process.send_signal(signal.SIGCONT)
+        """Let them go on; nothing where they have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
 
     def get(self, path: str) -> Any:
         """Return the JSON that it answers to a GET."""
@@ -136,10 +137,7 @@ def worker(url: str, folder: Path, *, wait: bool = True, **settings: object) -> 
     with started("worker", words, folder, environment, ready=ready) as process:
         if wait:
             process.until_ready()
-        try:
-            yield process
-        finally:
-            process.resume()  # a stopped one would not hear that it shall end
+        yield process
 
 
 @contextlib.contextmanager
@@ -157,9 +155,11 @@ def started(
     path = folder / f"{name}.log"
     with path.open("ab") as log:
         child = start_child(words, log=log, env=environment)
+    process = Process(child, path, port, ready)
     try:
-        yield Process(child, path, port, ready)
+        yield process
     finally:
+        process.resume()  # a stopped one would not hear that it shall end
         stop_child(child, _STOP_S)
         with contextlib.suppress(ProcessLookupError):  # what it left behind is of its group
             os.killpg(child.pid, signal.SIGKILL)

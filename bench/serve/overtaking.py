@@ -1,9 +1,14 @@
-"""Images a second over what a user would run instead, all zero-shot with the frozen model."""
+"""
+Images a second over what a user would run instead, all zero-shot with the frozen model.
+
+Whoever is not asked is stopped meanwhile: LitServe looks for work without a pause, and would take a
+part of the machine from whoever is measured beside it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -34,6 +39,7 @@ def measure(stage: Stage) -> Findings:
         return found
     bfloat16 = stage.backbone.precision == torch.bfloat16
     service = stage.service
+    running_all = {_OURS: service.process}
     asked: dict[str, Asked] = {
         _OURS: lambda c, s: service.under_load(c, s, ZERO_SHOT).rate,
     }
@@ -51,6 +57,8 @@ def measure(stage: Stage) -> Findings:
                 ask = _asking(peer, process, stage)
                 ask(1, 0.2)
                 asked[peer.name], kinds[peer.name] = ask, peer.kind
+            running_all[peer.name] = process
+        asked = {name: partial(_alone, name, ask, running_all) for name, ask in asked.items()}
         tried = {name: CONCURRENCIES[: 1 if kinds.get(name) == _PLAIN else None] for name in asked}
         best = {
             name: max(tried[name], key=lambda c: ask(c, options.seconds / 2))
@@ -74,6 +82,20 @@ def _or_said(found: Findings, peer: Peer) -> Iterator[None]:
         yield
     except EverlensError as error:
         found.add(peer.name, f"not measured: {' '.join(str(error).split())[-300:]}")
+
+
+def _alone(
+    name: str, ask: Asked, processes: Mapping[str, Process], connections: int, seconds: float
+) -> float:
+    """Return the rate of one while the others are stopped."""
+    others = [process for other, process in processes.items() if other != name]
+    for process in others:
+        process.pause()
+    try:
+        return ask(connections, seconds)
+    finally:
+        for process in others:
+            process.resume()
 
 
 def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:
