@@ -61,8 +61,9 @@ class Process:
         until(self, self.ready)
 
     def pause(self) -> None:
-        """Stop its work and its children's at once; they keep their memory and connections."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        """Stop its work and its children's at once; nothing where they have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on; nothing where they have ended."""
