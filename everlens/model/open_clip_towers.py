@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from everlens.model.attention import Attention
+from everlens.model.packed import activated, onto
 from everlens.model.tower import Encoding, Hidden, Tower
 
 Ends = Callable[[Tensor], Tensor]  # tokens_BL → where each text is read out
@@ -38,9 +39,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, states: Tensor, context: TextContext | None) -> Tensor:
         mask = context.mask if context is not None else None
-        states = states + self.scale_1(self.attention(self.ln_1(states), mask))
-        result: Tensor = states + self.scale_2(self.mlp(self.ln_2(states)))
-        return result
+        return self._above(states, self.attention.heads_of(self.ln_1(states), mask))
+
+    def _above(self, states: Tensor, heads: Tensor) -> Tensor:
+        """Return the block's result from what its heads read on."""
+        states = _onto(states, self.scale_1, self.attention.out, heads)
+        wide = activated(self.mlp.gelu, self.mlp.c_fc, self.ln_2(states))
+        return _onto(states, self.scale_2, self.mlp.c_proj, wide)
 
 
 class ReadOutBlock(ResidualBlock):
@@ -51,9 +56,15 @@ class ReadOutBlock(ResidualBlock):
     """
 
     def forward(self, states: Tensor, context: TextContext | None) -> Tensor:
-        state_B1E = states[:, :1] + self.scale_1(self.attention(self.ln_1(states), None, queries=1))
-        result: Tensor = state_B1E + self.scale_2(self.mlp(self.ln_2(state_B1E)))
-        return result
+        heads_B1E = self.attention.heads_of(self.ln_1(states), None, queries=1)
+        return self._above(states[:, :1].contiguous(), heads_B1E)
+
+
+def _onto(states: Tensor, scale: nn.Module, linear: nn.Module, inputs: Tensor) -> Tensor:
+    if isinstance(scale, nn.Identity):
+        return onto(states, linear, inputs)
+    result: Tensor = states + scale(linear(inputs))
+    return result
 
 
 class PlainBlock(nn.Module):

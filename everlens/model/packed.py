@@ -2,8 +2,11 @@
 Linear maps whose weights lie as the processor multiplies them. ⑨
 
 oneDNN brings a layer's weights into an order of its own in every call, which for a single picture is
-a fifth of the pass. Here it is done once. The products are the same to the bit; a `relu6` that
-follows is taken before they are written, which changes none either.
+a fifth of the pass. Here it is done once, and what follows a product is taken before it is written: a
+`relu6`, a GELU, the sum with the states.
+
+Products and `relu6` are the same to the bit. A GELU and a sum are rounded once instead of twice, and
+patches side by side are added up in another order.
 
 The operators are those that torch's own compiler calls. They have no gradient: `BothWays` gives
 them one, with the weights packed a second time, transposed.
@@ -20,6 +23,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 _PLAIN: tuple[str, list[float], str] = ("none", [], "")
 _RELU6 = ("hardtanh", [0.0, 6.0], "")
+_GELU: tuple[str, list[float], str] = ("gelu", [], "none")
 
 
 class _Weights(nn.Module):
@@ -55,7 +59,23 @@ class PackedLinear(_Weights):
         return PackedLinear(self.weight.T.contiguous(), None)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, *_PLAIN)
+        return self._then(inputs, *_PLAIN)
+
+    def gelu(self, inputs: Tensor) -> Tensor:
+        """Return GELU of what the map gives."""
+        return self._then(inputs, *_GELU)
+
+    def onto(self, states: Tensor, inputs: Tensor) -> Tensor:
+        """Return the states with what the map gives added."""
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            inputs, states, self.packed, self.bias, "add"
+        )
+        return result
+
+    def _then(self, inputs: Tensor, *operation: Any) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self.packed, self.bias, *operation
+        )
         return result
 
 
@@ -108,6 +128,26 @@ class PackedConvolution(_Weights):
         return result
 
 
+class PackedPatches(PackedLinear):
+    """
+    What an `nn.Conv2d` computes that takes patches side by side, as a vision transformer's first map.
+
+    One product of all patches takes half as long as the convolution; its sums are added up in another
+    order. Numbers of a patch lie as in a picture of channels last.
+    """
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(like.weight.permute(0, 2, 3, 1).flatten(1).contiguous(), like.bias)
+        self.kernel_size = like.kernel_size
+
+    def forward(self, inputs_BCHW: Tensor) -> Tensor:
+        (high, wide), (batch, channels, height, width) = self.kernel_size, inputs_BCHW.shape
+        rows, columns = height // high, width // wide
+        image_BHWC = inputs_BCHW[..., : rows * high, : columns * wide].permute(0, 2, 3, 1)
+        patch_BRCN = image_BHWC.reshape(batch, rows, high, columns, wide * channels).transpose(2, 3)
+        return super().forward(patch_BRCN.flatten(3)).permute(0, 3, 1, 2)
+
+
 Packed = PackedLinear | PackedConvolution
 
 
@@ -138,11 +178,43 @@ class _BothWays(torch.autograd.Function):
         return context.back(gradients[0]), None, None
 
 
+def rows_of(states: Tensor) -> Tensor:
+    """Return row_NC of tokens (…, C) or of maps (B, C, H, W); no copy where channels lie last."""
+    if states.ndim == 4:
+        states = states.permute(0, 2, 3, 1)
+    return states.reshape(-1, states.shape[-1])
+
+
+def of_rows(row_NC: Tensor, like: Tensor) -> Tensor:
+    """Return rows in the shape of the states whose `rows_of` they were."""
+    if like.ndim != 4:
+        return row_NC.view(like.shape)
+    batch, channels, height, width = like.shape
+    return row_NC.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
 def rectified(convolution: nn.Module, inputs: Tensor) -> Tensor:
     """Return relu6 of what a convolution gives, in one pass where it is packed."""
     if isinstance(convolution, PackedConvolution):
         return convolution.rectified(inputs)
     return functional.relu6(convolution(inputs), inplace=True)
+
+
+def activated(activation: nn.Module, linear: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the activation of what a linear map gives, in one pass where that is packed."""
+    exact = type(activation) is nn.GELU and activation.approximate == "none"
+    if exact and isinstance(linear, PackedLinear):
+        return linear.gelu(inputs)
+    result: Tensor = activation(linear(inputs))
+    return result
+
+
+def onto(states: Tensor, linear: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the states with what a linear map gives added, in one pass where it is packed."""
+    if isinstance(linear, PackedLinear):
+        return linear.onto(states, inputs)
+    result: Tensor = states + linear(inputs)
+    return result
 
 
 def pack(module: nn.Module) -> None:
@@ -168,7 +240,17 @@ def _can_be_packed(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
-    return fitting and _supported()
+    return (fitting or _takes_patches(module)) and _supported()
+
+
+def _takes_patches(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == module.stride != (1, 1)
+        and module.padding in {(0, 0), "valid"}
+        and module.dilation == (1, 1)
+        and module.groups == 1
+    )
 
 
 def _supported() -> bool:
@@ -178,6 +260,8 @@ def _supported() -> bool:
 
 def _packed(module: nn.Module) -> Packed:
     if isinstance(module, nn.Conv2d):
+        if _takes_patches(module):
+            return PackedPatches(module)
         return PackedConvolution(module, module.weight, module.bias)
     assert isinstance(module, nn.Linear)
     return PackedLinear(module.weight, module.bias)

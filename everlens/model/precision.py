@@ -23,6 +23,8 @@ def in_precision(tower: Tower, dtype: torch.dtype) -> Tower:
         return tower
     stem, blocks = copy.deepcopy(tower.stem).to(dtype), copy.deepcopy(tower.blocks).to(dtype)
     pack(blocks)
+    if blocks:  # a tower that nobody knows how to cut is a stem alone, and stays as it is
+        pack(stem)
     return Tower(_Rounded(stem, dtype), blocks, _Exact(tower.head)).requires_grad_(False).eval()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,18 @@ def test_learning_attends_alike(queries: int | None) -> None:
     )
     asked = states_BLE.detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda states: ours(states, mask, queries), [asked])
+
+
+@pytest.mark.parametrize("length", [5, 50, 300])
+@pytest.mark.parametrize("queries", [None, 1])
+def test_half_precision_attends_alike(length: int, queries: int | None) -> None:
+    """Product by product or fused, which the length decides, within the roundings of the inputs."""
+    exact = Attention.like(stock()).requires_grad_(False)
+    states_BLE = torch.randn(2, length, 12, generator=torch.Generator().manual_seed(0)).double()
+    mask = None if queries else causal_mask(length)
+    expected_BLE = exact(states_BLE, mask, queries)
+    half = copy.deepcopy(exact).to(torch.bfloat16)
+    found_BLE = half(
+        states_BLE.bfloat16(), None if mask is None else mask.bfloat16(), queries
+    ).double()
+    torch.testing.assert_close(found_BLE, expected_BLE, atol=0.02, rtol=0.02)

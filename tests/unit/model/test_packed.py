@@ -16,8 +16,13 @@ from everlens.model.packed import (
     Packed,
     PackedConvolution,
     PackedLinear,
+    PackedPatches,
+    activated,
+    of_rows,
+    onto,
     pack,
     rectified,
+    rows_of,
 )
 from everlens.model.precision import in_precision
 from everlens.model.tower import Hidden
@@ -36,6 +41,11 @@ CONVOLUTIONS = {
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """Return normal numbers in half precision."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(HALF)
+
+
+def assert_rounded_once(found: Tensor, exact: Tensor) -> None:
+    """Assert that numbers of half precision are the exact ones, rounded to it."""
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2**-8)
 
 
 def packed_copy(module: nn.Module) -> nn.Module:
@@ -78,6 +88,65 @@ def test_a_convolution_keeps_its_bits(kind: str, layout: torch.memory_format) ->
 
 
 @supported
+@pytest.mark.parametrize("rows", [1, 3, 50, 400])
+def test_what_follows_a_map_is_taken_before_it_is_rounded(rows: int) -> None:
+    """GELU, and the sum with the states: one rounding, where apart there are two."""
+    linear = nn.Linear(96, 160).to(HALF)
+    packed, inputs, states = packed_copy(linear), drawn(2, rows, 96), drawn(2, rows, 160, seed=1)
+    exact = functional.linear(inputs.double(), linear.weight.double(), linear.bias.double())
+    assert_rounded_once(activated(nn.GELU(), packed, inputs), functional.gelu(exact))
+    before = states.clone()
+    assert_rounded_once(onto(states, packed, inputs), states.double() + exact)
+    assert torch.equal(states, before)
+
+
+@supported
+def test_what_follows_is_the_module_s_own() -> None:
+    """Another activation, or a map that is not packed, is called as it stands."""
+    linear, inputs = nn.Linear(8, 12).to(HALF), drawn(5, 8)
+    packed = packed_copy(linear)
+    tanh = nn.GELU(approximate="tanh")
+    for activation in (tanh, nn.SiLU()):
+        expected = activation(linear(inputs))
+        assert torch.equal(activated(activation, packed, inputs), expected)
+    assert torch.equal(activated(nn.GELU(), linear, inputs), nn.GELU()(linear(inputs)))
+    assert torch.equal(onto(drawn(5, 12), linear, inputs), drawn(5, 12) + linear(inputs))
+
+
+@supported
+@pytest.mark.parametrize("size", [(32, 24), (35, 30)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_patches_side_by_side_are_one_product(
+    size: tuple[int, int], bias: bool, layout: torch.memory_format
+) -> None:
+    """The convolution's numbers, what is beyond the last whole patch left out as it leaves it out."""
+    plain = nn.Conv2d(3, 40, (8, 6), stride=(8, 6), bias=bias).to(HALF)
+    packed = packed_copy(plain)
+    assert isinstance(packed, PackedPatches)
+    inputs = drawn(2, 3, *size).to(memory_format=layout)
+    exact = functional.conv2d(
+        inputs.double(),
+        plain.weight.double(),
+        None if plain.bias is None else plain.bias.double(),
+        stride=(8, 6),
+    )
+    assert_rounded_once(packed(inputs), exact)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_rows_are_states_again(layout: torch.memory_format) -> None:
+    """A row for each place, its channels together, and back."""
+    maps = drawn(2, 5, 3, 4).to(memory_format=layout)
+    rows = rows_of(maps)
+    assert torch.equal(rows[1 * 12 + 2 * 4 + 3], maps[1, :, 2, 3])
+    assert torch.equal(of_rows(rows, maps), maps)
+    tokens = drawn(2, 7, 5)
+    assert torch.equal(rows_of(tokens)[7 + 3], tokens[1, 3])
+    assert torch.equal(of_rows(rows_of(tokens), tokens), tokens)
+
+
+@supported
 def test_only_what_computes_the_same_is_packed() -> None:
     """Not float32, no subclass, no other padding; and everything below is looked at."""
 
@@ -91,6 +160,7 @@ def test_only_what_computes_the_same_is_packed() -> None:
             "doubled": Doubled(8, 8),
             "reflecting": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
             "same": nn.Conv2d(8, 8, 3, padding="same"),
+            "apart": nn.Conv2d(8, 8, 3, stride=4),
         }
     )
     pack(modules)
