@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from everlens.errors import PartError
 from everlens.model.forms import all_finite
-from everlens.model.packed import BothWays, Packed
+from everlens.model.packed import BothWays, Packed, of_rows, rows_of
 from everlens.model.tower import Top
 
 Target = nn.Linear | nn.Conv2d
@@ -72,6 +73,10 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(fan_out, rank, device=base.weight.device))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if isinstance(self.product, BothWays):
+            half = inputs.to(torch.bfloat16)
+            bent: Tensor = _Bent.apply(half, self.A, self.B, self.scale, self.product)  # type: ignore[no-untyped-call]
+            return bent
         result: Tensor = self.product(inputs)
         # Scaled where it is narrow.
         if isinstance(self.base, nn.Linear):
@@ -81,6 +86,37 @@ class LowRank(nn.Module):
             inputs, self.A[:, :, None, None], stride=self.base.stride
         )
         return result + functional.conv2d(low, self.B[:, :, None, None])
+
+
+class _Bent(torch.autograd.Function):
+    """
+    W·x + scale·B·A·x in half precision; each thin product is added where the wide one lies.
+
+    On their own they are written, mapped, read and added: an eleventh of a SIT step.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, inputs: Tensor, a: Tensor, b: Tensor, scale: float, product: BothWays
+    ) -> Tensor:
+        a, b = a.to(inputs.dtype), b.to(inputs.dtype)
+        low_NR = (rows_of(inputs) @ a.T).mul_(scale)
+        context.save_for_backward(inputs, a, b, low_NR)
+        context.scale, context.back = scale, product.back
+        outputs = product.there(inputs)
+        return of_rows(rows_of(outputs).addmm_(low_NR, b.T), outputs)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, a, b, low_NR = context.saved_tensors
+        gradient_NO = rows_of(gradients[0])
+        low_gradient_NR = (gradient_NO @ b).mul_(context.scale)
+        of_a, of_b = low_gradient_NR.T @ rows_of(inputs), gradient_NO.T @ low_NR
+        of_inputs = None
+        if context.needs_input_grad[0]:
+            of_inputs = context.back(gradients[0])
+            of_inputs = of_rows(rows_of(of_inputs).addmm_(low_gradient_NR, a), of_inputs)
+        return of_inputs, of_a.float(), of_b.float(), None, None
 
 
 def targets(top: Top) -> dict[str, Target]:

@@ -57,7 +57,8 @@ def in_style(states: Tensor, partner_B: Tensor, own_B: Tensor) -> Tensor:
     positions = (2, 3) if states.ndim == 4 else (1,)
     own = own_B.view(-1, *[1] * (states.ndim - 1))
     mean = states.mean(dim=positions, keepdim=True)
-    deviation = (states.var(dim=positions, keepdim=True, correction=0) + 1e-6).sqrt()
+    centred = states - mean  # torch's own variance takes five times as long across such dimensions
+    deviation = (centred.square().mean(dim=positions, keepdim=True) + 1e-6).sqrt()
     mixed_mean = own * mean + (1 - own) * mean[partner_B]
     mixed_deviation = own * deviation + (1 - own) * deviation[partner_B]
-    return (states - mean) / deviation * mixed_deviation + mixed_mean
+    return centred * (mixed_deviation / deviation) + mixed_mean

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from everlens.errors import PartError
-from everlens.model.adapter import AdapterSpec, insert, merged, targets, tensors_of
+from everlens.model.adapter import AdapterSpec, LowRank, insert, merged, targets, tensors_of
 from everlens.model.backbone import Backbone
+from everlens.model.packed import BothWays, Packed, pack
 from everlens.model.tower import Hidden, Top
 from tests.pictures import PHOTOGRAPHS, squashed
 from tests.reference import adapter as reference
@@ -228,3 +231,54 @@ def test_what_does_not_fit_is_refused(halves: Callable[[str], Halves]) -> None:
         with pytest.raises(PartError, match="adapter"):
             pytest.fail(f"{what} was taken: {merged(top, top, wrong, SPEC)}")
     merged(top, top, tensors, SPEC)
+
+
+@pytest.mark.parametrize("layout", [None, torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_packed_map_and_its_adapter_are_one_function(
+    layout: torch.memory_format | None, asked: bool
+) -> None:
+    """Its value and all its gradients are those of the formula in float64, tokens and maps alike."""
+    base: nn.Linear | nn.Conv2d = nn.Linear(24, 40) if layout is None else nn.Conv2d(24, 40, 1)
+    base = base.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+    holder = nn.ModuleList([copy.deepcopy(base).to(torch.bfloat16)])
+    pack(holder)
+    if not isinstance(holder[0], Packed):
+        pytest.skip("oneDNN multiplies no bfloat16 here")
+    bent = LowRank(base, 4, 0.5, Generator().manual_seed(1), BothWays(holder[0]))
+    generator = Generator().manual_seed(2)
+    bent.B.data = torch.randn(40, 4, generator=generator)
+    shape = (3, 7, 24) if layout is None else (3, 24, 2, 5)
+    inputs = torch.randn(shape, generator=generator)
+    if layout is not None:
+        inputs = inputs.to(memory_format=layout)
+    inputs = inputs.requires_grad_(asked)
+    outputs = bent(inputs)
+    weight = torch.randn(outputs.shape, generator=generator)
+    (weight * outputs.float()).sum().backward()
+
+    assert base.bias is not None
+    exact = [t.detach().bfloat16().double() for t in (inputs, base.weight, bent.A, bent.B)]
+    x, w, a, b = (t.requires_grad_() for t in exact)
+    whole = w.flatten(1) + 0.5 * b @ a
+    bias = base.bias.double()
+    if layout is None:
+        expected = functional.linear(x, whole, bias)
+    else:
+        expected = functional.conv2d(x, whole[:, :, None, None], bias)
+    (weight.bfloat16().double() * expected).sum().backward()  # type: ignore[no-untyped-call]
+    assert outputs.dtype == torch.bfloat16
+    for found, wanted in ((outputs, expected), (bent.A.grad, a.grad), (bent.B.grad, b.grad)):
+        _assert_near(found, wanted)
+    if asked:
+        _assert_near(inputs.grad, x.grad)
+    else:
+        assert inputs.grad is None
+
+
+def _assert_near(found: Tensor | None, wanted: Tensor | None) -> None:
+    """Assert that numbers differ by a few roundings of half precision of the largest."""
+    assert found is not None
+    assert wanted is not None
+    most = float(wanted.detach().abs().max())
+    torch.testing.assert_close(found.double(), wanted, atol=0.01 * most, rtol=0.01)
