@@ -64,14 +64,14 @@ class Rows(NamedTuple):
             start += len(part.vector_CD)
         return cls(torch.cat(vectors), torch.cat(missing))
 
-    def products(self, x_BD: Tensor) -> Tensor:
-        """Return x·v of each picture and vector, in the precision of x."""
-        vector_CD = self.vector_CD
-        if vector_CD.dtype == x_BD.dtype:
-            return x_BD @ vector_CD.T
-        if len(x_BD) == 1:  # widened as it is read, as fast as memory gives it
-            return (vector_CD @ x_BD[0].to(vector_CD.dtype)).to(x_BD.dtype)[None]
-        return x_BD @ vector_CD.to(x_BD.dtype).T  # widened once, a chunk at a time within the cache
+    def multiply(self, x_BD: Tensor, product_BC: Tensor) -> None:
+        """Write x·v of each picture and vector; NaN for a vector that is missing."""
+        if len(x_BD) == 1:
+            torch.mv(self.vector_CD, x_BD[0], out=product_BC[0])
+        else:  # widened once, a chunk at a time within the cache
+            torch.mm(x_BD, self.vector_CD.to(x_BD.dtype).T, out=product_BC)
+        if len(self.missing):
+            product_BC[:, self.missing] = torch.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +83,15 @@ class Table:
 
     def products(self, x_BD: Tensor) -> Tensor:
         """Return x·v of each picture and class; NaN for a class without a vector."""
-        product_BC = x_BD.new_full((len(x_BD), self.classes), torch.nan)
+        dtype = x_BD.dtype
+        if len(x_BD) == 1 and self.chunks:  # in the vectors' own precision, as memory gives them
+            dtype = self.chunks[0].vector_CD.dtype
+        factor_BD = x_BD.to(dtype)
+        product_BC = factor_BD.new_full((len(x_BD), self.classes), torch.nan)
         for rows, (_, span) in zip(self.chunks, chunks_of(self.classes), strict=False):
-            own_BC = product_BC[:, span.start : span.start + len(rows.vector_CD)]
-            own_BC.copy_(rows.products(x_BD))
-            if len(rows.missing):
-                own_BC[:, rows.missing] = torch.nan
-        return product_BC
+            own = slice(span.start, span.start + len(rows.vector_CD))
+            rows.multiply(factor_BD, product_BC[:, own])
+        return product_BC.to(x_BD.dtype)
 
     def at(self, classes: Sequence[int]) -> Tensor:
         """Return row_KD of these classes, in float32; a zero row for one that is not there."""
