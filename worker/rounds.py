@@ -30,8 +30,8 @@ from worker.poison import Attempts, allowed_s
 # in seconds, and a stream that never ends is learnt at the pace of tuning.
 OWED_MAX = 8
 
-# Of what may wait, beside answers at 0: a twentieth of their share of a core (docs/performance.md).
-NICENESS = 13
+# Of what may wait, beside answers at 0: a twelfth of their share of a core (docs/performance.md).
+NICENESS = 11
 
 _LOOK_S = 0.1  # at a step that must end
 

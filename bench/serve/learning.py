@@ -21,6 +21,7 @@ _FIRST = 8  # samples a class that the worker has in hand before it is measured
 _OFFERED = 8
 _OFFER_EVERY_S = 0.5
 _WARM_UP_S = 1.0
+_SECONDS_MIN = 8.0  # beside answers a batch takes about as long: else none is seen to end
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -86,7 +87,7 @@ def _rate(process: Process, stage: Stage, *, learning: bool) -> float:
     if learning:
         offers = http_request("POST", "/samples", _samples(stage.bodies, 1), NDJSON)
         streams.append(Stream([offers], pause_s=_OFFER_EVERY_S))
-    load = Load(process.port, streams, 2 * stage.options.seconds, _WARM_UP_S)
+    load = Load(process.port, streams, max(_SECONDS_MIN, 2 * stage.options.seconds), _WARM_UP_S)
     outcomes = [outcome.succeeded() for outcome in load.outcomes()]
     return outcomes[0].rate
 

@@ -334,7 +334,7 @@ def test_the_worker_leaves_the_processor_to_answers(services: dict[str, Any]) ->
     """The learner has a small share of the processor, and one thread as `everlens up` starts it."""
     worker = services["worker"]
 
-    assert worker["cpu_shares"] == 56
+    assert worker["cpu_shares"] == 87
     told = learner_environment(1)
     assert {name: worker["environment"][name] for name in told} == told
     assert worker["environment"]["OMP_NUM_THREADS"] == "1"
