@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from everlens.model.runtime import use_threads_here
 from everlens.records import DeadLetter
 from worker.learn.learner import LabelledPixels
 
@@ -125,7 +126,8 @@ def failure_aside(work: Callable[[], object], seconds: float) -> str | None:
 
 def _tried(work: Callable[[], object], seconds: float) -> str | None:
     # A fork: the state in memory is what it has to be tried on, and nothing of the child's stays.
-    # Safe, since no other thread computes at this moment: see `Loop._settle`.
+    # Safe, since no other thread computes at this moment (see `Loop._settle`), and the child computes
+    # on its only one: those that OpenMP has beside it are not there, and would be waited for.
     reading, writing = os.pipe()
     learner = os.getpid()
     child = os.fork()
@@ -155,6 +157,7 @@ def _die_with(parent: int) -> None:
 def _do_and_leave(work: Callable[[], object], writing: int) -> None:
     code = 1
     try:
+        use_threads_here(1)
         work()
         code = 0
     except BaseException as error:

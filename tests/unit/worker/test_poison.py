@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import worker.poison
 from everlens.pixels import Pixels
@@ -17,7 +18,7 @@ from tests.unit.worker.conftest import Bench, digit_samples, run_to
 from worker.learn.learner import LabelledPixels, Learner
 from worker.learn.tuning import Round
 from worker.loop import Loop
-from worker.poison import ATTEMPTS, Attempts, deadline, sorted_out
+from worker.poison import ATTEMPTS, Attempts, deadline, failure_aside, sorted_out
 
 pytestmark = pytest.mark.filterwarnings(
     # The test's process has threads; the learner's own has none while it forks.
@@ -74,6 +75,17 @@ def test_failure_once_condemns_nobody(tmp_path: Path) -> None:
 
     assert sorted_out(samples("good"), unlucky)[1] == []
     assert mark.exists()
+
+
+def test_child_of_a_learner_of_several_threads_computes() -> None:
+    """It has one of them, and waits for no other; else each good sample would be one that hangs."""
+    square_NN = torch.rand(512, 512)
+    torch.set_num_threads(2)
+    try:
+        square_NN @ square_NN  # begins the second thread
+        assert failure_aside(lambda: (square_NN @ square_NN).exp().sum(), 5.0) is None
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_attempts_are_counted_for_one_batch(tmp_path: Path) -> None:
