@@ -17,6 +17,7 @@ from functools import partial
 from worker.learn.adapter_head import exemplars_seen
 from worker.learn.learner import Learner
 from worker.learn.tuning import Round
+from worker.lease import Lease
 from worker.outbox import Outbox
 from worker.poison import ATTEMPTS, Attempts, allowed_s, failure_aside
 from worker.publication import adapter_parts, judged
@@ -38,6 +39,7 @@ class AdapterClock:
     rounds: Rounds
     attempts: Attempts  # at a batch, whose draw counts as part of it
     patient: Executor  # for what nobody waits for
+    lease: Lease
     counts: Counts
     every_rounds: int  # make an adapter, at least
 
@@ -82,12 +84,13 @@ class AdapterClock:
         """Put the adapter before the gate as a version; no round is owed, the last one is the head."""
         progress = self.outbox.progress
         progress.rounds, progress.adapter_due, progress.adapter_stale = 0, False, False
-        parts = self.patient.submit(partial(adapter_parts, self.learner)).result()
+        through = self.lease.through
+        parts = self.patient.submit(partial(adapter_parts, self.learner, through)).result()
         if not parts:
             with self.outbox.commit() as state:
                 state.save_accepted(self.learner)
             return
-        judging = partial(judged, self.learner, progress, parts, self.outbox.snapshot)
+        judging = partial(judged, self.learner, progress, parts, self.outbox.snapshot, through)
         manifest, parts = self.patient.submit(judging).result()
         self.counts.gate_passed += bool(parts)
         self.counts.gate_held_back += not parts

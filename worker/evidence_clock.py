@@ -8,23 +8,20 @@ the last two no round of tuning is owed and the last version is the head.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from everlens.artifact import Manifest, digest_of
-from everlens.bus.stream import LEASE_MS
-from everlens.errors import LogUnavailable, PartError
+from everlens.errors import PartError
 from everlens.model.parts import build_snapshot
 from everlens.records import Activation, DeadLetter
 from worker.batch import Batch
 from worker.forgetting import Named
 from worker.learn.held_out import held_out_accuracy
 from worker.learn.learner import Learner
-from worker.outage import Outage
+from worker.lease import Lease
 from worker.outbox import Outbox
 from worker.poison import allowed_s, deadline
 from worker.publication import (
@@ -39,10 +36,6 @@ from worker.report import Counts
 
 log = logging.getLogger("everlens.worker")
 
-Row = TypeVar("Row")
-
-_RENEWAL_S = LEASE_MS / 1000 / 6  # between two renewals of the lease in long work
-
 
 @dataclass(slots=True)
 class EvidenceClock:
@@ -50,7 +43,7 @@ class EvidenceClock:
 
     outbox: Outbox  # takes the versions
     patient: Executor  # for what nobody waits for
-    outage: Outage
+    lease: Lease
     counts: Counts
     batch_size: int  # pictures of a full batch
 
@@ -80,7 +73,7 @@ class EvidenceClock:
         """Unlearn what a batch of forgettings names; no step behind it sees any of that."""
         progress = self.outbox.progress
         named = Named(self.outbox.state, self.learner.class_index, batch.forgettings)
-        forgotten = self.learner.forget(self._held_through(named.rows()), named.classes)
+        forgotten = self.learner.forget(self.lease.through(named.rows()), named.classes)
         parts = evidence_parts(self.learner, forgotten)
         saved = self.outbox.state.saved_parts(n for n in progress.parts if is_adapters(n))
         # Its closed form was fitted on what was learnt by then, and on nothing that came later.
@@ -93,7 +86,7 @@ class EvidenceClock:
         log.info("%d samples are forgotten", len(forgotten.rows))
         tuned = self.learner.tuner.steps_drawn > 0
         with self.outbox.version(manifest, parts) as state:
-            state.save_forgotten(self.learner, forgotten, progress, self._held_through)
+            state.save_forgotten(self.learner, forgotten, progress, self.lease.through)
             state.save_dead([*batch.dead, *named.dead], manifest.version)
             reports = named.reports(forgotten, about_classes, adapter=tuned)
             state.save_reports(reports, manifest.version)
@@ -107,7 +100,7 @@ class EvidenceClock:
             self.observe(replace(batch, activation=None, dead=[letter]))
             return
         rows = self.outbox.state.rows_after(activation.learned_through)
-        forgotten = self.learner.forget(self._held_through(rows))
+        forgotten = self.learner.forget(self.lease.through(rows))
         log.warning(
             "going on from version %d; %d samples are set aside",
             activation.version,
@@ -117,7 +110,7 @@ class EvidenceClock:
         progress.parts = {n: d for n, d in progress.parts.items() if not is_adapters(n)}
         parts = evidence_parts(self.learner, None)
         if activation.adapter:
-            parts |= adapter_parts(self.learner)
+            parts |= adapter_parts(self.learner, self.lease.through)
         manifest = next_manifest(
             self.learner, progress, parts, cursor=batch.last_seq, restored_from=activation.version
         )
@@ -125,7 +118,7 @@ class EvidenceClock:
         progress.tunes = progress.adapter_stale = False
         progress.adapter_batch = self.learner.batch
         with self.outbox.version(manifest, parts) as state:
-            state.save_forgotten(self.learner, forgotten, progress, self._held_through)
+            state.save_forgotten(self.learner, forgotten, progress, self.lease.through)
             state.save_round(None)
             state.save_accepted(self.learner)
 
@@ -135,23 +128,13 @@ class EvidenceClock:
         progress.tunes = batch.tunes or progress.waiting >= self.batch_size
         progress.adapter_due = batch.publishes_adapter
 
-    def _held_through(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield rows, however many, and renew the lease while they are worked through."""
-        progress, renewed = self.outbox.progress, time.monotonic()
-        for row in rows:
-            if time.monotonic() - renewed > _RENEWAL_S:
-                renewed = time.monotonic()
-                try:
-                    self.outbox.stream.hold(progress.epoch, progress.holder)
-                except LogUnavailable as error:  # half of them are gone: there is no way back
-                    self.outage.noticed(error)
-            yield row
-
     def _without_classes(self, manifest: Manifest, parts: dict[str, bytes]) -> dict[str, Any]:
         """Return how well the other classes are told apart, before and after some are unlearnt."""
         present = self.outbox.snapshot
         contents = {digest_of(part): part for part in parts.values()}
         candidate = build_snapshot(self.learner.backbone, manifest, contents, present)
-        held_out, accuracy = held_out_accuracy(self.learner, [present, candidate])
+        held_out, accuracy = held_out_accuracy(
+            self.learner, [present, candidate], self.lease.through
+        )
         before, after = (round(share, 4) for share in accuracy) if held_out else (None, None)
         return {"held_out": held_out, "before": before, "after": after}

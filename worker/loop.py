@@ -32,6 +32,7 @@ from worker.commit import Progress, StateFile
 from worker.evidence_clock import EvidenceClock
 from worker.generations import Generations
 from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
+from worker.lease import Lease
 from worker.outage import Outage
 from worker.outbox import Outbox
 from worker.poison import ATTEMPTS, Attempts, sorted_out
@@ -94,14 +95,16 @@ class Loop:
         self.outbox = Outbox(self.learner, state, generations, stream, id_window=pace.id_window)
         self.report = Report(self.outbox, self.rounds, numerics)
         self.reading = Reading(stream, backbone, batch_size=pace.batch_size, linger_s=pace.linger_s)
+        lease = Lease(self.outbox, self.outage)
         self.evidence_clock = EvidenceClock(
-            self.outbox, self._patient, self.outage, self.report.counts, pace.batch_size
+            self.outbox, self._patient, lease, self.report.counts, pace.batch_size
         )
         self.adapter_clock = AdapterClock(
             self.outbox,
             self.rounds,
             self.attempts,
             self._patient,
+            lease,
             self.report.counts,
             pace.adapter_every_rounds,
         )

@@ -29,7 +29,7 @@ from everlens.records import Activation
 from worker.commit import Progress
 from worker.learn.adapter_head import adapter_text, fit_adapter_head
 from worker.learn.held_out import judge
-from worker.learn.learner import Forgotten, Learner, Observation
+from worker.learn.learner import Forgotten, Learner, Observation, Through
 
 
 def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> dict[str, bytes]:
@@ -67,9 +67,15 @@ def _chunks_with(indices: Iterable[int], classes: int, size: int) -> list[tuple[
     return [(n, slice(n * size, min((n + 1) * size, classes))) for n in numbers]
 
 
-def adapter_parts(learner: Learner) -> dict[str, bytes]:
-    """Return the parts of the adapter as it is now, with its own closed form; empty if none."""
-    head = fit_adapter_head(learner)
+def adapter_parts(learner: Learner, through: Through = iter) -> dict[str, bytes]:
+    """
+    Return the parts of the adapter as it is now, with its own closed form; empty if none.
+
+    Args:
+        learner: whose it is.
+        through: yields what is given, as it is worked through; that may take minutes.
+    """
+    head = fit_adapter_head(learner, through)
     if head is None:
         return {}
     parts = {
@@ -78,7 +84,7 @@ def adapter_parts(learner: Learner) -> dict[str, bytes]:
     }
     for number, span in chunks_of(len(head.count_C)):
         parts[f"adapter/{number}"] = encode_evidence(
-            head.mean_CD[span], head.count_C[span], adapter_text(learner, span)
+            head.mean_CD[span], head.count_C[span], adapter_text(learner, span, through)
         )
     return parts
 
@@ -135,19 +141,23 @@ def go_back(learner: Learner, activation: Activation) -> None:
 
 
 def judged(
-    learner: Learner, progress: Progress, parts: dict[str, bytes], present: Snapshot
+    learner: Learner,
+    progress: Progress,
+    parts: dict[str, bytes],
+    present: Snapshot,
+    through: Through = iter,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """
     Put a new adapter before the gate; return the next version with its parts.
 
     Where it is held back the version has no new part, says why, and the tuner is back at the
-    adapter that was published last.
+    adapter that was published last. `through` is as of `adapter_parts`.
     """
     cursor = progress.cursor
     contents = {digest_of(part): part for part in parts.values()}
     manifest = next_manifest(learner, progress, parts, cursor=cursor)
     candidate = build_snapshot(learner.backbone, manifest, contents, present)
-    verdict = judge(learner, present, candidate)
+    verdict = judge(learner, present, candidate, through)
     if verdict.passed:
         learner.tuner.accept()
         return replace(manifest, gate=verdict.report()), parts

@@ -12,7 +12,7 @@ from torch import Tensor
 from everlens.model.heads import evidence_feature
 from everlens.model.tower import pooled
 from worker.learn.evidence import EvidenceSums, Head, head_of
-from worker.learn.learner import Learner
+from worker.learn.learner import Learner, Through
 from worker.learn.replay import Exemplar
 
 # How many exemplars it is fitted on at most, a forward pass each.
@@ -25,14 +25,20 @@ def exemplars_seen(learner: Learner) -> int:
 
 
 @torch.no_grad()
-def fit_adapter_head(learner: Learner) -> Head | None:
-    """Return the closed form; None without exemplars, or after an adapter that had to go back."""
+def fit_adapter_head(learner: Learner, through: Through = iter) -> Head | None:
+    """
+    Return the closed form; None without exemplars, or after an adapter that had to go back.
+
+    Args:
+        learner: whose exemplars it is fitted on.
+        through: yields their batches, as they are looked at.
+    """
     exemplars = balanced(learner, EXEMPLARS_MAX)
     if not exemplars:
         return None
     tuned_top = learner.tuner.merged_image_top()
     sums: EvidenceSums | None = None
-    for part, hidden in learner.in_parts(exemplars):
+    for part, hidden in through(learner.in_parts(exemplars)):
         feature_BD = evidence_feature(
             tuned_top(hidden).feature_BD.float(), pooled(hidden), learner.backbone.recipe
         ).cpu()
@@ -46,12 +52,12 @@ def fit_adapter_head(learner: Learner) -> Head | None:
     return head_of(sums)
 
 
-def adapter_text(learner: Learner, span: slice) -> Tensor | None:
-    """Return text_CE, tuned, of a range of classes; None if that tower is frozen."""
+def adapter_text(learner: Learner, span: slice, through: Through = iter) -> Tensor | None:
+    """Return text_CE, tuned, of a range of classes; None if that tower is frozen. `through` as above."""
     if not learner.config.adapter.tunes("text"):
         return None
     template = learner.backbone.templates[0]
-    names = learner.class_names[span]
+    names = through(learner.class_names[span])
     return torch.stack([learner.tuner.text_vector(template.format(name)) for name in names])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from everlens.model.fusion import Fusion, Scores
 from everlens.model.snapshot import Snapshot, joined
 from worker.learn.gate import HELD_OUT_MIN, Verdict, compare, left_out, right_names, without_itself
-from worker.learn.learner import Learner
+from worker.learn.learner import Learner, Through
 from worker.learn.replay import Exemplar
 
 # How many are asked at most.
@@ -22,7 +22,9 @@ ASKED_MAX = 256
 
 
 @torch.no_grad()
-def judge(learner: Learner, present: Snapshot, candidate: Snapshot) -> Verdict:
+def judge(
+    learner: Learner, present: Snapshot, candidate: Snapshot, through: Through = iter
+) -> Verdict:
     """
     Ask whether a version with a new adapter is worse than the present one.
 
@@ -30,21 +32,25 @@ def judge(learner: Learner, present: Snapshot, candidate: Snapshot) -> Verdict:
         learner: whose held-out samples are asked.
         present: the version that serves.
         candidate: the same with the new adapter.
+        through: yields the batches of held-out samples, as they are asked.
     """
     held = _to_ask(learner)
     if len(held) < HELD_OUT_MIN:
         return Verdict(len(held))
-    before_N, after_N = (right_names(*_asked(learner, s, held)) for s in (present, candidate))
+    asked = [_asked(learner, snapshot, held, through) for snapshot in (present, candidate)]
+    before_N, after_N = (right_names(*answers) for answers in asked)
     return Verdict(len(held), compare(before_N, after_N))
 
 
 @torch.no_grad()
-def held_out_accuracy(learner: Learner, snapshots: Sequence[Snapshot]) -> tuple[int, list[float]]:
+def held_out_accuracy(
+    learner: Learner, snapshots: Sequence[Snapshot], through: Through = iter
+) -> tuple[int, list[float]]:
     """Return how many held-out samples there are to ask, and each version's accuracy on them."""
     held = _to_ask(learner)
     if not held:
         return 0, []
-    asked = [_asked(learner, snapshot, held) for snapshot in snapshots]
+    asked = [_asked(learner, snapshot, held, through) for snapshot in snapshots]
     right = [left_out(*a).argmax(dim=1) == torch.tensor(a[2]) for a in asked]
     return len(held), [float(right_N.double().mean()) for right_N in right]
 
@@ -56,13 +62,13 @@ def _to_ask(learner: Learner) -> list[Exemplar]:
 
 
 def _asked(
-    learner: Learner, snapshot: Snapshot, held: Sequence[Exemplar]
+    learner: Learner, snapshot: Snapshot, held: Sequence[Exemplar], through: Through
 ) -> tuple[Scores, Fusion, list[int], Tensor]:
     """Return what `left_out` needs to know of a version's answers to held-out samples."""
     assert snapshot.evidence is not None
     assert learner.sums is not None
     class_N = [exemplar.class_index for exemplar in held]
-    views = joined([snapshot.look(hidden) for _, hidden in learner.in_parts(held)])
+    views = joined([snapshot.look(hidden) for _, hidden in through(learner.in_parts(held))])
     own_N = without_itself(
         snapshot.evidence,
         views.feature_BD,

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,9 @@ HOLD_OUT_EVERY = 10
 HOLD_OUT_AFTER = 2
 
 _FORWARD_BATCH = 32  # of exemplars that are looked at again
+
+# Yields what is given, one by one, and does something else between.
+Through = Callable[[Iterable[Any]], Iterable[Any]]
 
 # Rows that are taken out of the sums at once.
 _ROWS_AT_ONCE = 1024

@@ -33,9 +33,9 @@ from tests.unit.worker.conftest import (
     until_cursor,
 )
 from tests.unit.worker.test_loop import assert_same_bits, everything
-from worker.evidence_clock import EvidenceClock
 from worker.learn.evidence import EvidenceSums
 from worker.learn.held_out import held_out_accuracy
+from worker.lease import Lease
 from worker.loop import Loop
 
 # Float64 sums of a few dozen products below one, added in another order.
@@ -327,11 +327,11 @@ def test_lease_is_held_while_many_samples_are_forgotten(
         append(bench, [(EntryKind.ACTIVATE, encode_activation(Activation(0, 0, b"")))])
     batch = loop._next_batch()
     assert batch is not None
-    monkeypatch.setattr("worker.evidence_clock._RENEWAL_S", 0.0)
+    monkeypatch.setattr("worker.lease._RENEWAL_S", 0.0)
     left_ms = []
 
     def slowly(renewing: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def rows(of: EvidenceClock, some: Iterable[Any]) -> Iterator[Any]:
+        def rows(of: Lease, some: Iterable[Any]) -> Iterator[Any]:
             for row in renewing(of, some):
                 left_ms.append(bench.client.pttl(bench.keys.lease))
                 bench.client.pexpire(bench.keys.lease, 50)  # as if much of it had gone by
@@ -339,7 +339,7 @@ def test_lease_is_held_while_many_samples_are_forgotten(
 
         return rows
 
-    monkeypatch.setattr(EvidenceClock, "_held_through", slowly(EvidenceClock._held_through))
+    monkeypatch.setattr(Lease, "through", slowly(Lease.through))
     if batch.activation is None:
         loop.evidence_clock.forget(batch)
     else:
@@ -358,7 +358,7 @@ def test_log_that_goes_away_while_a_class_is_forgotten_is_not_given_up(
     forget(bench, Forgetting(label="one"))
     batch = loop._next_batch()
     assert batch is not None
-    monkeypatch.setattr("worker.evidence_clock._RENEWAL_S", 0.0)
+    monkeypatch.setattr("worker.lease._RENEWAL_S", 0.0)
     hold, away = loop.stream.hold, []
 
     def fails(*arguments: object) -> bool:

@@ -25,7 +25,7 @@ from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh
 from worker.commit import StateFile
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.gate import Comparison, Verdict
-from worker.learn.learner import Learner
+from worker.learn.learner import Learner, Through
 from worker.loop import Loop
 
 # Room for about thirty digits with their trunks.
@@ -173,7 +173,7 @@ def lineage_of(bench: Bench) -> list[dict[str, Any]]:
 def hold_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate find each new adapter worse, whatever the samples say."""
 
-    def judge(learner: Learner, present: Snapshot, candidate: Snapshot) -> Verdict:
+    def judge(learner: Learner, present: Snapshot, candidate: Snapshot, _: Through) -> Verdict:
         assert candidate.adapter is not None
         return Verdict(20, Comparison(before=0.5, after=0.25, error=0.0625))
 
