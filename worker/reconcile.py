@@ -98,23 +98,27 @@ def _reconcile(
     if record is None:
         raise StateError("there is no state to go on from; `everlens create` begins anew")
     saved, log = record["progress"], stream.state()
-    if log is not None and log.epoch != saved["epoch"]:
-        if log.seq:
-            raise OtherLog(
-                "this log is another one, and holds entries of its own; point EVERLENS_REDIS_URL "
-                "or EVERLENS_NAMESPACE at the log of this state, or at an empty place"
-            )
+    ours = {saved["epoch"]}
+    # The log knows more of them than the state where it was told alone: the last time was cut short.
+    if log is not None and saved["epoch"] in (log.epoch, *log.former):
+        ours |= {log.epoch, *log.former}
+    elif log is not None and log.seq:
+        raise OtherLog(
+            "this log is another one, and holds entries of its own; point EVERLENS_REDIS_URL "
+            "or EVERLENS_NAMESPACE at the log of this state, or at an empty place"
+        )
+    else:
         log = None
     acknowledged = [Witness(path).read() for path in witnesses]
     plan = planned(
         saved["cursor"],
         log,
-        max((known.seq for known in acknowledged if known.epoch == saved["epoch"]), default=0),
+        max((known.seq for known in acknowledged if known.epoch in ours), default=0),
         stream.end_of_holes(max(saved["cursor"], log.kept if log else 0)) if log else 0,
     )
     if not act:
         return plan
-    former = " ".join({saved["epoch"], *(known.epoch for known in acknowledged if known.epoch)})
+    former = " ".join(ours | {known.epoch for known in acknowledged if known.epoch})
     head = Publisher(stream).head()
     epoch = stream.reconcile(former, plan.seq, plan.cursor, (saved["version"], saved["digest"]))
     changes = {"epoch": epoch, "cursor": plan.cursor}

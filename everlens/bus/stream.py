@@ -32,13 +32,14 @@ _FIELDS_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """Where the log is: its epoch, the last number given, learnt, and freed."""
+    """Where the log is: its epoch and those it continues, the last number given, learnt, and freed."""
 
     epoch: str
     seq: int
     done: int
     kept: int
     paused: str
+    former: tuple[str, ...] = ()
 
 
 class Stream:
@@ -68,6 +69,7 @@ class Stream:
             done=int(meta[b"done"]),
             kept=int(meta[b"kept"]),
             paused=text(meta.get(b"paused", b"")),
+            former=tuple(text(meta.get(b"former", b"")).split()),
         )
 
     def create(self) -> str:

@@ -13,6 +13,7 @@ from everlens.bus.versions import Publisher
 from everlens.bus.witness import Witness
 from everlens.errors import Fenced, OtherLog, StateError
 from tests.unit.worker.conftest import PACE, Bench, digit_samples, run_to
+from worker.commit import StateFile
 from worker.generations import Generations
 from worker.reconcile import Plan, planned, reconcile
 
@@ -115,6 +116,30 @@ def test_learning_goes_on_after_it(bench: Bench, damage, given_up, samples: int)
     assert (again.progress.version, again.progress.digest) == Publisher(again.stream).head()
     ledger = again.state.db.execute("SELECT first, last FROM given_up").fetchall()
     assert ledger == given_up
+    again.close()
+
+
+def test_reconciliation_that_was_cut_short_is_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has begun an epoch of which the state never heard: the command again, and it goes on."""
+
+    def fail(*_: object) -> None:
+        raise OSError("pulled the plug")
+
+    bench.admit(digit_samples(8))
+    run_to(bench.loop(), 8).close()
+    bench.admit(digit_samples(12)[8:])
+    lose_entries(bench)
+    monkeypatch.setattr(StateFile, "reconcile", fail)
+    with pytest.raises(OSError, match="plug"):
+        carried_out(bench)
+    monkeypatch.undo()
+
+    assert carried_out(bench).given_up == [(9, 10)]
+    receipts = bench.admit(digit_samples(16)[12:])  # as a service that was there all the while
+    again = run_to(bench.loop(), receipts[-1].seq)
+    assert again.learner.samples == 8 + 2 + 4
     again.close()
 
 
