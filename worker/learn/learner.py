@@ -49,6 +49,8 @@ _FORWARD_BATCH = 32  # of exemplars that are looked at again
 # Yields what is given, one by one, and does something else between.
 Through = Callable[[Iterable[Any]], Iterable[Any]]
 
+_HALF_MAX = torch.finfo(torch.float16).max
+
 # Rows that are taken out of the sums at once.
 _ROWS_AT_ONCE = 1024
 
@@ -205,7 +207,7 @@ class Learner:
             # order in which it is saved, since another order gives other bits.
             Exemplar(sample.seq, c, sample.text, sample.image, _own(trunk), held)
             for sample, c, trunk, held in zip(
-                batch, class_B, hidden.states.to("cpu", torch.float16), held_B, strict=True
+                batch, class_B, _kept(hidden.states), held_B, strict=True
             )
         ]
         change = self.replay.add(exemplars, generator_for(self.config.seed, "buffer", self.batch))
@@ -442,6 +444,12 @@ def _votes(scores: Scores) -> list[list[int]]:
     adapter_BK = torch.where(adapter_BK.isnan(), evidence_BK, adapter_BK)
     votes_BX = [s.argmax(dim=1) for s in (scores.text_BK, evidence_BK, adapter_BK)]
     return torch.stack(votes_BX, dim=1).tolist()
+
+
+def _kept(states: Tensor) -> Tensor:
+    """Return hidden states as the buffer keeps them, in half the room; what does not fit is cut."""
+    # One infinity would void every step that sees it, and each adapter's closed form.
+    return states.to("cpu", torch.float16).clamp(-_HALF_MAX, _HALF_MAX)
 
 
 def _own(row: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import RECORD, Snapshot, base_snapshot
-from everlens.pixels import encode_pixels
+from everlens.model.tower import Hidden
+from everlens.pixels import Pixels, encode_pixels
 from tests.pictures import PHOTOGRAPHS, crops
 from tests.unit.learn.exemplars import FIRST_STEPS, SPEC, same_bits
 from worker.learn.adapter_head import adapter_text, balanced, fit_adapter_head
@@ -193,6 +195,23 @@ def test_before_any_step_the_adapters_head_is_the_evidence(
     assert head is not None
     expected = sums_of(one).mean_CD()
     torch.testing.assert_close(head.mean_CD, expected, atol=1e-3, rtol=0)
+
+
+def test_trunk_outputs_beyond_half_precision_are_learnt_from(
+    tiny_clip: Backbone, base: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of large activations: each step counts, and the adapter has a closed form."""
+    see_trunk = Snapshot.see_trunk
+
+    def large(snapshot: Snapshot, pixels: Sequence[Pixels]) -> Hidden:
+        return Hidden(1e5 * see_trunk(snapshot, pixels).states)
+
+    monkeypatch.setattr(Snapshot, "see_trunk", large)
+    one = learner(tiny_clip)
+    assert not one.observe(labelled(STREAM), base).unfit
+    assert all(bool(exemplar.trunk.isfinite().all()) for exemplar in one.replay)
+    assert len(one.tune()) == FIRST_STEPS
+    assert fit_adapter_head(one) is not None
 
 
 def test_adapter_texts_are_those_of_a_tuned_tower(tiny_clip: Backbone, base: Snapshot) -> None:
