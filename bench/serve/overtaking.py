@@ -47,7 +47,8 @@ def measure(stage: Stage) -> Findings:
     with contextlib.ExitStack() as stack:
         processes: dict[Peer, Process] = {}
         folders = stage.folder / "peers", options.out / "peers"
-        for peer in peers(installed=options.peers, bfloat16=bfloat16):
+        wanted = peers(installed=options.peers, bfloat16=bfloat16)
+        for peer in wanted:
             with _or_said(found, peer):
                 running_peer = running(peer, options.model, LABELS, *folders)
                 processes[peer] = stack.enter_context(running_peer)
@@ -70,7 +71,7 @@ def measure(stage: Stage) -> Findings:
         )
     for name, values in rates.items():
         found.add(f"images/s zero-shot: {name}, concurrency {best[name]}", spread_of(values))
-    _compare(found, rates, kinds, peers_asked=options.peers)
+    _compare(found, rates, kinds, peers_asked=options.peers, whole=len(kinds) == len(wanted))
     found.keep(zero_shot=rates, concurrency=best)
     return found
 
@@ -107,9 +108,23 @@ def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:
 
 
 def _compare(
-    found: Findings, rates: dict[str, list[float]], kinds: dict[str, str], *, peers_asked: bool
+    found: Findings,
+    rates: dict[str, list[float]],
+    kinds: dict[str, str],
+    *,
+    peers_asked: bool,
+    whole: bool,
 ) -> None:
-    """Add our rate over the better plain handler's and over the best of all."""
+    """
+    Add our rate over the better plain handler's and over the best of all.
+
+    Args:
+        found: where to.
+        rates, kinds: of everybody who was measured, by name.
+        peers_asked: whether other servers were asked for.
+        whole: whether nobody is missing; else it may have been the best, and being faster than the
+            others proves nothing.
+    """
     plain = [name for name, kind in kinds.items() if kind == _PLAIN]
     if plain:
         strongest, ratio = _over_best(rates, plain)
@@ -124,7 +139,7 @@ def _compare(
         f"over the better peer ({strongest})",
         ratio,
         f">= {MUST}",
-        ok=ratio.median >= MUST,
+        ok=(True if whole else None) if ratio.median >= MUST else False,
         over_best_peer=ratio.median,
     )
 

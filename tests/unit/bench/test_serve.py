@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bench.pictures import HEIGHT, WIDTH, photographs
-from bench.serve import bare, names, publication, stalls
+from bench.serve import bare, names, overtaking, publication, stalls
 from bench.serve.__main__ import measured
 from bench.serve.findings import Findings
 from bench.serve.peers.environments import PeerError, last_error, python_with
@@ -120,6 +120,20 @@ def test_a_row_that_fails_says_why(options: Options, monkeypatch: pytest.MonkeyP
     assert line.measured == "not measured: nothing is there"
     assert line.ok is False
     assert found["alone"].figures == {"added_p50_ms": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "whole", "ok"), [(14.0, True, True), (14.0, False, None), (12.0, False, False)]
+)
+def test_a_peer_that_is_missing_is_not_overtaken(ours: float, whole: bool, ok: bool | None) -> None:
+    """It may have been the best one: the others alone cannot make the row ok, but they can miss it."""
+    found = Findings()
+    rates = {"everlens": [ours, ours], "plain": [5.0, 5.0], "infinity": [10.0, 10.0]}
+    kinds = {"plain": "plain", "infinity": "infinity"}
+    overtaking._compare(found, rates, kinds, peers_asked=True, whole=whole)
+
+    assert found.lines[-1].ok is ok
+    assert found.figures["over_best_peer"] == ours / 10
 
 
 def test_a_peer_that_cannot_be_installed_says_pips_words(
