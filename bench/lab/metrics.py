@@ -38,16 +38,6 @@ def class_mean_accuracy(best_P: ArrayLike, label_P: ArrayLike) -> float:
     return float(np.nanmean(class_recalls(best_P, label_P, 0)))
 
 
-def worst_class_recall(best_P: ArrayLike, label_P: ArrayLike) -> float:
-    """Return the lowest recall of a class that has pictures."""
-    return float(np.nanmin(class_recalls(best_P, label_P, 0)))
-
-
-def recall_matrix(best_RP: Sequence[ArrayLike], label_P: ArrayLike, classes: int) -> Figures:
-    """Return recall_RC: each class's recall at each reading; what forgetting is seen in."""
-    return np.stack([class_recalls(best_P, label_P, classes) for best_P in best_RP])
-
-
 def forgetting(recall_RC: ArrayLike) -> float:
     """
     Return how much was lost: the mean over classes of the best earlier recall less the final one.
@@ -73,11 +63,6 @@ def average_at(accuracy_R: ArrayLike, exam_R: Sequence[int], ends: Sequence[int]
     """Return A_avg: the mean of the readings at the ends of tasks (`exam_R` says where each is)."""
     accuracy = np.asarray(accuracy_R, np.float64)
     return float(np.mean([accuracy[list(exam_R).index(end)] for end in ends]))
-
-
-def last(accuracy_R: ArrayLike) -> float:
-    """Return A_last: the reading at the end of the stream."""
-    return float(np.asarray(accuracy_R, np.float64)[-1])
 
 
 def harmonic_mean(one: float, other: float) -> float:

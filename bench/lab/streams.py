@@ -41,11 +41,6 @@ class Stream:
     exam: tuple[int, ...]
     tasks: tuple[tuple[int, int], ...]
 
-    def exposed(self, samples: int) -> Numbers:
-        """Return the classes that were given as a label among the first so many samples."""
-        classes: Numbers = np.unique(self.labels[:samples])
-        return classes
-
 
 def class_incremental(labels_N: Numbers, shots: int, seed: int, tasks: int = 5) -> Stream:
     """

@@ -259,11 +259,6 @@ def unlabelled(source: Recording, stream: Stream, run: Run) -> dict[str, Any]:
     }
 
 
-def with_settings(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Return the settings with some of them changed."""
-    return settings.model_copy(update=changes)
-
-
 def restricted(stream: Stream, classes: Numbers) -> Stream:
     """Return what a stream shows of some classes; exams and tasks shrink with it."""
     kept_S = np.isin(stream.labels, classes)

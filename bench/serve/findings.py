@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,8 +49,3 @@ class Findings:
     def keep(self, **raw: Any) -> None:
         """Keep raw figures for the file."""
         self.raw |= raw
-
-
-def merged_figures(rows: Mapping[str, Findings]) -> dict[str, float | None]:
-    """Return the figures of all rows in one table."""
-    return {name: value for row in rows.values() for name, value in row.figures.items()}

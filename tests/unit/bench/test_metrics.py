@@ -24,7 +24,7 @@ def probabilities(pictures: int, classes: int, seed: int) -> NDArray[np.float64]
 
 @given(answers=ANSWERS)
 def test_recalls_by_counting(answers: list[tuple[int, int]]) -> None:
-    """Class by class; their mean and their worst."""
+    """Class by class, and their mean."""
     best, label = zip(*answers, strict=True)
     expected = []
     for c in range(6):
@@ -34,18 +34,11 @@ def test_recalls_by_counting(answers: list[tuple[int, int]]) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-15)
     known = [recall for recall in expected if not math.isnan(recall)]
     assert metrics.class_mean_accuracy(best, label) == pytest.approx(sum(known) / len(known))
-    assert metrics.worst_class_recall(best, label) == pytest.approx(min(known))
 
 
 def test_an_answer_outside_the_classes_is_wrong() -> None:
     """Say -1, or the index of a name that no picture has."""
     assert metrics.class_recalls([-1, 7, 1], [0, 1, 1], 2).tolist() == [0.0, 0.5]
-
-
-def test_the_recall_matrix_has_a_row_a_reading() -> None:
-    """As many columns as classes, those without pictures too."""
-    recall_RC = metrics.recall_matrix([[0, 0, 1], [0, 1, 1]], [0, 0, 1], 3)
-    np.testing.assert_array_equal(recall_RC, [[1.0, 1.0, math.nan], [0.5, 1.0, math.nan]])
 
 
 @given(
@@ -78,11 +71,10 @@ def test_forgetting_by_hand() -> None:
 
 
 def test_figures_of_a_stream() -> None:
-    """Any time, at the ends of tasks, at the end."""
+    """Any time, and at the ends of tasks."""
     accuracy, exam = [0.1, 0.2, 0.6, 0.7], [5, 10, 15, 20]
     assert metrics.any_time(accuracy) == pytest.approx(0.4)
     assert metrics.average_at(accuracy, exam, [10, 20]) == pytest.approx(0.45)
-    assert metrics.last(accuracy) == 0.7
 
 
 def test_harmonic_mean() -> None:

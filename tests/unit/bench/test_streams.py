@@ -110,15 +110,6 @@ def test_even_readings_and_the_ends_of_tasks() -> None:
     assert exam_places(1) == (1,)
 
 
-def test_what_was_exposed() -> None:
-    """Classes count from the moment at which their label was given."""
-    stream = class_incremental(table(5, 3), 3, 0)
-    assert len(stream.exposed(0)) == 0
-    assert len(stream.exposed(3)) == 1
-    assert len(stream.exposed(4)) == 2
-    assert stream.exposed(15).tolist() == [0, 1, 2, 3, 4]
-
-
 def test_class_incremental_brings_each_class_once() -> None:
     """One run a class, of `shots` pictures or as many as there are; five tasks of whole classes."""
     labels = np.concatenate([table(25, 6), np.full(2, 25)])
