@@ -55,7 +55,8 @@ def restore(state: StateFile, learner: Learner) -> Progress | None:
         learner.tuner.load_state(tensors_of(tuner, "tuner"))
     accepted = state.blob("accepted")
     if accepted is not None:
-        learner.tuner.accepted = dict(tensors_of(accepted, "accepted"))
+        # What it lacks is as in a new one: losses, where classes were not weighed until now.
+        learner.tuner.accepted |= tensors_of(accepted, "accepted")
     return progress
 
 

@@ -451,6 +451,17 @@ def test_state_of_other_settings_is_refused(bench: Bench) -> None:
         run_to(bench.loop(seed=1), 8)
 
 
+def test_class_weights_may_be_turned_on_and_off(bench: Bench) -> None:
+    """They are no part of what a state was made with: a start goes on with them, or without."""
+    samples = digit_samples(28)
+    for cursor, weighting in ((12, None), (20, ClassWeightConfig(temperature=1.0)), (28, None)):
+        bench.admit(samples[:cursor])
+        loop = run_to(bench.loop(class_weights=weighting), cursor)
+        assert loop.learner.samples == cursor
+        assert loop.snapshot.adapter is not None
+        loop.close()
+
+
 def test_wiped_log_is_noticed(bench: Bench) -> None:
     """A state without its log does not begin anew."""
     bench.admit(digit_samples(4))
