@@ -42,7 +42,7 @@ BESIDE = ("speed", "effect")  # of the starter, where it was not asked for by na
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the raw figures, print one JSON line."""
+    """Measure, print the table, write the raw figures, print one JSON line; 1 where a kind is missing."""
     parser = argparse.ArgumentParser(prog="python -m bench.learn")
     parser.add_argument("--model", action="append", help=f"repeatable; default {MODELS}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -72,8 +72,10 @@ def main(words: Sequence[str] | None = None) -> int:
     figures |= {f"{name}_{k}": v for name, f in found[1:] for k, v in f.figures.items()}
     figures |= {"model": found[0][0], "device": str(device)}
     figures["seconds"] = round(time.monotonic() - begun)
-    finish("learn", options.out, {name: findings.raw for name, findings in found}, figures)
-    return 0
+    raw = {name: findings.raw for name, findings in found}
+    finish("learn", options.out, raw, figures)
+    missing = any("not measured" in kind for kinds in raw.values() for kind in kinds.values())
+    return 1 if missing else 0
 
 
 def _load(name: str, device: torch.device) -> Backbone:
@@ -99,7 +101,9 @@ def _measure(name: str, backbone: Backbone, options: argparse.Namespace) -> Find
                 found = measure()
             except EverlensError as error:  # the other kinds can be measured all the same
                 found = Findings()
-                found.missing(kind, kind, " ".join(str(error).split())[-300:])
+                reason = " ".join(str(error).split())
+                found.missing(kind, kind, reason[-300:])
+                found.keep(**{"not measured": reason})
             print(
                 f"{name}: {kind} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
             )
