@@ -28,7 +28,8 @@ from everlens.errors import EverlensError
 
 HOST = "127.0.0.1"
 # Before each connection was answered once, the queue is still being filled; and each is measured at
-# least once. So long is waited for both, beyond the seconds that were asked for.
+# least once. So long is waited for both, beyond the seconds that were asked for, and for what is
+# under way then.
 PATIENCE_S = 30.0
 _RECONNECT_S = 0.05
 
@@ -210,13 +211,20 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Pace:
-    """One connection: its whole requests while it was measured; `warm` once it had an answer."""
+    """
+    One connection: its whole requests while it was measured; `warm` once it had an answer, and
+    `idle` while none that is measured is under way.
+    """
 
     warm: asyncio.Event = field(default_factory=asyncio.Event)
     measured: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
     good: int = 0
     begun_at: float = math.nan
     last_at: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.idle.set()
 
     @property
     def rate(self) -> float:
@@ -245,8 +253,10 @@ class _Connection(asyncio.Protocol):
             return
         self.waiting, self.counted = True, self.tally.measuring
         self.sent_at = time.perf_counter()
-        if self.counted and math.isnan(self.pace.begun_at):
-            self.pace.begun_at = self.sent_at
+        if self.counted:
+            self.pace.idle.clear()
+            if math.isnan(self.pace.begun_at):
+                self.pace.begun_at = self.sent_at
         self.transport.write(next(self.requests))
 
     def data_received(self, data: bytes) -> None:
@@ -261,6 +271,7 @@ class _Connection(asyncio.Protocol):
         now, status = time.perf_counter(), self.parser.get_status_code()
         self.waiting = False
         self.pace.warm.set()
+        self.pace.idle.set()
         if self.counted:
             self.pace.measured.set()
         if status // 100 == 2:
@@ -279,10 +290,11 @@ class _Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._send)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.waiting and not self.tally.stopping:
+        if self.waiting and (self.counted or not self.tally.stopping):
             self.tally.lost += 1
             self.pace.warm.set()
             self.pace.measured.set()
+            self.pace.idle.set()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -332,6 +344,10 @@ async def _asked(port: int, plan: Mapping[str, Any], streams: Sequence[Stream]) 
     await _until([pace.measured for pace in every], plan["seconds"])
     for tally in tallies:
         tally.stopping = True
+    # What is under way counts with all of its time: else a server that stalls at the end looks fast.
+    await _until([pace.idle for pace in every], 0.0)
+    for tally, mine in zip(tallies, paces, strict=True):
+        tally.lost += sum(not pace.idle.is_set() for pace in mine)
     for task in tasks:
         task.cancel()
     return [

@@ -112,6 +112,24 @@ def test_a_broken_server_is_not_a_fast_one() -> None:
         outcome.succeeded()
 
 
+def test_a_server_that_stalls_is_not_a_fast_one() -> None:
+    """What is under way when the time is over is waited for, and all of its wait is in the figures."""
+    begun = 0.0
+
+    def reply(number: int, _: bytes) -> bytes:
+        nonlocal begun
+        begun = begun or time.monotonic()
+        if 0.15 < time.monotonic() - begun < 0.6:
+            time.sleep(0.6)
+        return answered(200)
+
+    with serving(reply, pause_s=0.01) as port:
+        outcome = run_load(port, Stream([http_request("GET", "/")], 2), 0.25, 0.05).succeeded()
+
+    assert outcome.p99_s > 0.5
+    assert outcome.rate < 2 / 0.01 * 0.5
+
+
 def test_connections_that_end_without_an_answer_are_lost() -> None:
     """A server that hangs up now and then is asked again, and each time it is told."""
     with serving(lambda n, _: None if n % 5 == 0 else answered(200)) as port:
