@@ -123,8 +123,8 @@ class StateFile(Rows):
         self._save_shelves(learner)
         self.insert("waiting", map(waiting_row, observation.waiting))
         scored = sorted(set(observation.scored))
-        self.replace("records", [(c, save(learner.records.tensors(c))) for c in scored])
-        self.save_blob("fusing", save(learner.fusing.tensors()))
+        self.replace("records", [(c, save(learner.scoring.records.tensors(c))) for c in scored])
+        self.save_blob("fusing", save(learner.scoring.fusing.tensors()))
         if observation.refreshed:
             assert learner.factor is not None
             self.save_blob("factor", save({"factor_DD": learner.factor}))
@@ -196,7 +196,7 @@ class StateFile(Rows):
         left = {exemplar.seq for exemplar in learner.waiting}
         waiting = self.db.execute("SELECT seq FROM waiting").fetchall()
         self.delete("waiting", [seq for (seq,) in waiting if seq not in left])
-        records = learner.records
+        records = learner.scoring.records
         self.replace("records", [(c, save(records.tensors(c))) for c in forgotten.whole])
         if forgotten.refreshed:
             assert learner.factor is not None
@@ -264,10 +264,10 @@ class StateFile(Rows):
             "next_class": learner.replay.next_class,
             "steps_drawn": learner.tuner.steps_drawn,
             "prequential": [
-                learner.prequential.scored,
-                learner.prequential.correct,
-                learner.prequential.recent_correct,
-                learner.prequential.recent_weight,
+                learner.scoring.prequential.scored,
+                learner.scoring.prequential.correct,
+                learner.scoring.prequential.recent_correct,
+                learner.scoring.prequential.recent_weight,
             ],
             "progress": {name: getattr(progress, name) for name in Progress.__slots__},
             "rows": self._tallies(),

@@ -38,7 +38,7 @@ def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> 
 
     The name of a class is for ever: `classes/N` changes with a new one alone.
     """
-    parts = {"fusion": encode_fusion(learner.fusing.fusion())}
+    parts = {"fusion": encode_fusion(learner.scoring.fusing.fusion())}
     if learner.sums is None or learner.factor is None:
         return parts
     if change is None or change.refreshed:
@@ -52,7 +52,7 @@ def evidence_parts(learner: Learner, change: Observation | Forgotten | None) -> 
         )
     for number, span in _chunks_with(touched, classes, CHUNK):
         parts[f"record/{number}"] = encode_record(
-            learner.class_record(span, weight_C), learner.records.part(span).curve_CN2
+            learner.scoring.about(span, weight_C), learner.scoring.records.part(span).curve_CN2
         )
         if span.stop > first_new:
             parts[f"classes/{number}"] = encode_classes(

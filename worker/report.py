@@ -62,7 +62,7 @@ class Report:
     def send(self) -> None:
         """Tell services."""
         learner, progress = self.outbox.learner, self.outbox.progress
-        prequential = learner.prequential
+        prequential = learner.scoring.prequential
         disk = shutil.disk_usage(self.outbox.state.path.parent)
         self._sent_at = time.monotonic()
         self.outbox.stream.report(
@@ -78,9 +78,9 @@ class Report:
                 "prequential_accuracy": prequential.accuracy,
                 "prequential_accuracy_recent": prequential.recent_accuracy,
                 "prequential_samples": prequential.scored,
-                "forgetting": learner.records.forgetting,
-                "fusion": asdict(learner.fusing.fusion()),
-                "expert_recall": learner.records.expert_recall,
+                "forgetting": learner.scoring.records.forgetting,
+                "fusion": asdict(learner.scoring.fusing.fusion()),
+                "expert_recall": learner.scoring.records.expert_recall,
                 "class_weight_max": round(float(learner.class_weights().max()), 4)
                 if learner.class_names
                 else None,

@@ -40,7 +40,7 @@ def restore(state: StateFile, learner: Learner) -> Progress | None:
     _check_fits(record, progress, learner)
     learner.batch = record["batch"]
     learner.replay.next_class = record["next_class"]
-    learner.prequential = Prequential(*record["prequential"])
+    learner.scoring.prequential = Prequential(*record["prequential"])
     _restore_classes(state, learner)
     _restore_records(state, learner)
     _restore_sums(state, learner, progress.sums_batch)
@@ -71,12 +71,12 @@ def _restore_classes(state: StateFile, learner: Learner) -> None:
 
 
 def _restore_records(state: StateFile, learner: Learner) -> None:
-    learner.records.make_room(len(learner.class_names))
+    learner.scoring.records.make_room(len(learner.class_names))
     fusing = state.blob("fusing")
     if fusing is not None:
-        learner.fusing.load(tensors_of(fusing, "fusing"))
+        learner.scoring.fusing.load(tensors_of(fusing, "fusing"))
     for class_index, record in state.db.execute("SELECT class_index, record FROM records"):
-        learner.records.load(class_index, tensors_of(record, f"record {class_index}"))
+        learner.scoring.records.load(class_index, tensors_of(record, f"record {class_index}"))
 
 
 def _restore_sums(state: StateFile, learner: Learner, saved_batch: int) -> None:

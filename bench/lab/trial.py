@@ -161,7 +161,7 @@ def served(source: Recording, stream: Stream, run: Run, *, rivals: bool) -> dict
         "evidence_bytes": sum(t.nbytes for t in learner.sums.tensors().values())
         if learner.sums
         else 0,
-        "prequential": learner.prequential.accuracy,
+        "prequential": learner.scoring.prequential.accuracy,
     }
 
 

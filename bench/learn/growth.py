@@ -52,7 +52,7 @@ def filled(backbone: Backbone, classes: int, exemplars: int = EXEMPLARS) -> Feed
         rows = [k % classes for k in range(start, start + _ROWS)]
         learner.sums.add(torch.randn(_ROWS, width, generator=random), rows)
     learner.factor, learner.factor_samples = learner.sums.factor(), learner.samples
-    learner.records.make_room(classes)
+    learner.scoring.records.make_room(classes)
     image = bytes(1_000)
     learner.replay.add(
         (Exemplar(k + 1, k % classes, None, image, trunk) for k in range(exemplars)),

@@ -140,5 +140,5 @@ def learner_of(stage: Stage, versions: Versions) -> Learner:
     )
     learner.factor = learner.sums.factor()
     learner.factor_samples = learner.samples
-    learner.records.make_room(len(versions.names))
+    learner.scoring.records.make_room(len(versions.names))
     return learner

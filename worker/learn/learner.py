@@ -23,16 +23,15 @@ from torch.nn import functional
 
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
-from everlens.model.fusion import Fusion, Scores, fuse
+from everlens.model.fusion import Fusion
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
 from everlens.pixels import Pixels
 from everlens.records import DeadLetter
 from worker.learn.evidence import EvidenceSums
-from worker.learn.fusing import FusionLearner
-from worker.learn.prequential import ClassRecords, Prequential
 from worker.learn.randomness import generator_for
 from worker.learn.replay import BufferChange, Exemplar, ReplayBuffer
+from worker.learn.scoring import Scoring
 from worker.learn.tuning import Round, Tuner, TuningConfig
 
 # The shared factor is made anew when this share of samples came since: at first after every
@@ -146,9 +145,7 @@ class Learner:
         self.replay = ReplayBuffer(config.replay_bytes)
         self.waiting: list[Exemplar] = []  # observed, and in no round of tuning yet
         self.tuner = Tuner(backbone, config.adapter, config.tuning)
-        self.prequential = Prequential()
-        self.records = ClassRecords()
-        self.fusing = FusionLearner(config.fusion)
+        self.scoring = Scoring(config.fusion)
         self.batch = 0
 
     @property
@@ -186,22 +183,24 @@ class Learner:
             hidden, views = Hidden(hidden.states[fit]), views.rows(fit)
         learnt, refused = _apart(batch)
         if refused:
-            self._score_refused([batch[row] for row in refused], snapshot, views.rows(refused))
+            names = [batch[row].label for row in refused]
+            self.scoring.score_refused(names, snapshot, views.rows(refused))
         refusals = [(batch[row], views.feature_BD[row].cpu()) for row in refused]
         if not learnt:
             return replace(nothing, rows=self._refuse(refusals), unfit=unfit)
         if refused:
             batch = [batch[row] for row in learnt]
             hidden, views = Hidden(hidden.states[learnt]), views.rows(learnt)
-        scored = self._score(batch, snapshot, views)
-        new_classes = [self._add_class(sample.label) for sample in batch]
-        class_B = [self.class_index[sample.label] for sample in batch]
+        labels = [sample.label for sample in batch]
+        scored = self.scoring.score(labels, snapshot, views, self.class_index)
+        new_classes = [self._add_class(label) for label in labels]
+        class_B = [self.class_index[label] for label in labels]
         feature_BD = views.feature_BD.cpu()
         if self.sums is None:
             self.sums = EvidenceSums(feature_BD.shape[1])
         held_B = self._held_out(batch, class_B)
         self.sums.add(feature_BD, class_B)
-        self.records.make_room(len(self.class_names))
+        self.scoring.records.make_room(len(self.class_names))
         exemplars = [
             # A row of its own, since a view would keep the whole batch in memory; and in the memory
             # order in which it is saved, since another order gives other bits.
@@ -281,25 +280,13 @@ class Learner:
         seqs = {seq for seq, _, _ in gone}
         self.waiting = [exemplar for exemplar in self.waiting if exemplar.seq not in seqs]
         for class_index in whole:
-            self.records.forget(class_index)
+            self.scoring.records.forget(class_index)
             self.tuner.forget(class_index)
         if gone:
             assert self.sums is not None
             self.factor = self.sums.factor()
             self.factor_samples = self.samples
         return Forgotten(gone, exemplars, list(whole), refreshed=bool(gone))
-
-    def class_record(self, span: slice, weight_C: Tensor) -> Tensor:
-        """
-        Return what is said of a range of classes: the columns of `snapshot.RECORD`.
-
-        Args:
-            span: the range.
-            weight_C: `class_weights`, of all classes.
-        """
-        records = self.records.part(span)
-        columns = [records.recall_C, records.forgetting_C, weight_C[span]]
-        return torch.cat([torch.stack(columns, dim=1), records.expert_CX], dim=1)
 
     def class_weights(self) -> Tensor:
         """Return weight_C of each class's loss, as of the adapter accepted last; 1 is the mean."""
@@ -313,48 +300,6 @@ class Learner:
             part = exemplars[start : start + _FORWARD_BATCH]
             states = torch.stack([e.trunk for e in part]).to(self.backbone.device)
             yield part, Hidden(states.to(self.backbone.precision))
-
-    def _score(
-        self, batch: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
-    ) -> list[int]:
-        """Score the samples of classes that the snapshot knows; return those classes."""
-        if not snapshot.learnt:
-            return []
-        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
-        place_B = [snapshot.classes.place(sample.label) for sample in batch]
-        self.fusing.record(scores, place_B)
-        best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
-        expert_BX = _votes(scores)
-        known = [row for row, place in enumerate(place_B) if place >= 0]
-        for row in known:
-            place, right = place_B[row], best_B[row] == place_B[row]
-            self.prequential.record(right=right)
-            self.records.record(
-                self.class_index[batch[row].label],
-                right=right,
-                experts=[vote == place for vote in expert_BX[row]],
-                labels=int(scores.count_K[place]),
-            )
-        return sorted({self.class_index[batch[row].label] for row in known})
-
-    def _score_refused(
-        self, refused: Sequence[LabelledPixels], snapshot: Snapshot, views: Views
-    ) -> None:
-        """
-        Score pictures of which it is said what they are not.
-
-        An answer that named it first was wrong; of any other one nothing is known. The fusion
-        hears none of it: somebody refuses where the answer was wrong alone, and it would come to
-        be unsure of everything.
-        """
-        if not snapshot.learnt:
-            return
-        scores = snapshot.scores(views, None, snapshot.classes.text_CE).cpu()
-        place_B = [snapshot.classes.place(sample.label) for sample in refused]
-        best_B = fuse(scores, snapshot.fusion).probability_BK.argmax(dim=1).tolist()
-        for place, best in zip(place_B, best_B, strict=True):
-            if place == best:
-                self.prequential.record(right=False)
 
     def _refuse(self, refusals: Sequence[tuple[LabelledPixels, Tensor]]) -> list[LearntRow]:
         """Take refused pictures in; those of a name without a sample say nothing yet."""
@@ -434,16 +379,6 @@ def _apart(batch: Sequence[LabelledPixels]) -> tuple[list[int], list[int]]:
     """Return the places of the labelled and of the refused ones."""
     labelled = [place for place, sample in enumerate(batch) if not sample.refused]
     return labelled, [place for place, sample in enumerate(batch) if sample.refused]
-
-
-def _votes(scores: Scores) -> list[list[int]]:
-    """Return the class that each expert of `EXPERTS` would name, for each picture."""
-    evidence_BK = scores.evidence_BK
-    assert evidence_BK is not None
-    adapter_BK = evidence_BK if scores.adapter_BK is None else scores.adapter_BK
-    adapter_BK = torch.where(adapter_BK.isnan(), evidence_BK, adapter_BK)
-    votes_BX = [s.argmax(dim=1) for s in (scores.text_BK, evidence_BK, adapter_BK)]
-    return torch.stack(votes_BX, dim=1).tolist()
 
 
 def _kept(states: Tensor) -> Tensor:

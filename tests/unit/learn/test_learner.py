@@ -168,7 +168,7 @@ def test_classes_are_scored_by_the_version_that_served(tiny_clip: Backbone, base
     """Version 0 knows no class, so nothing is scored; what the snapshot lacks is left out."""
     one = learner(tiny_clip)
     one.observe(labelled(STREAM), base)
-    assert one.prequential.accuracy is None
+    assert one.scoring.prequential.accuracy is None
 
 
 def test_the_adapters_head_takes_an_equal_share(
@@ -261,7 +261,7 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     weighting = ClassWeightConfig(temperature=1.0)
     one = learner(tiny_clip, class_weights=weighting)
     one.observe(labelled(STREAM), base)
-    record_CR = one.class_record(slice(0, 4), one.class_weights())
+    record_CR = one.scoring.about(slice(0, 4), one.class_weights())
     assert record_CR.shape == (4, len(RECORD))
     weight_C = record_CR[:, RECORD.index("weight")]
     assert torch.equal(weight_C, torch.ones(4, dtype=torch.float64))
@@ -269,8 +269,8 @@ def test_records_say_how_each_class_fares(tiny_clip: Backbone, base: Snapshot) -
     assert bool(record_CR[:, 3:].isnan().all())
     one.tune()
     one.tuner.accept()
-    one.records.record(2, right=True, experts=[False, True, True], labels=1)
-    record_CR = one.class_record(slice(1, 4), one.class_weights())
+    one.scoring.records.record(2, right=True, experts=[False, True, True], labels=1)
+    record_CR = one.scoring.about(slice(1, 4), one.class_weights())
     assert record_CR[1, RECORD.index("recall")] == 1
     assert record_CR[1, 3:].tolist() == [0, 1, 1]
     assert bool(record_CR[0, 3:].isnan().all())

@@ -148,7 +148,7 @@ def test_forgotten_class_is_gone_and_begins_anew(bench: Bench) -> None:
     assert loop.snapshot.adapter is not None
     assert not loop.snapshot.adapter.vector_CD.at([index]).any()
     assert loop.snapshot.tuned_top is not None
-    assert not loop.learner.records.record_CK[index].any()
+    assert not loop.learner.scoring.records.record_CK[index].any()
     assert loop.learner.sums is not None
     assert not loop.learner.sums.sum_CD[index].any()
     forgotten, reports = told(bench)
@@ -406,8 +406,8 @@ def test_refused_answer_counts_as_wrong_and_leads_its_class_away(bench: Bench) -
     served = loop.snapshot.answer(views, None, loop.snapshot.classes.text_CE).probability_BK
     named = loop.snapshot.learnt[int(served.argmax())]
     other = next(name for name in loop.snapshot.learnt if name not in {named, best})
-    before, scored = everything(loop), loop.learner.prequential.scored
-    right = loop.learner.prequential.correct
+    before, scored = everything(loop), loop.learner.scoring.prequential.scored
+    right = loop.learner.scoring.prequential.correct
     first_BK = answers(loop.snapshot, [asked])
     refuse(
         bench,
@@ -417,8 +417,8 @@ def test_refused_answer_counts_as_wrong_and_leads_its_class_away(bench: Bench) -
     )
     run_to(loop, 20)
 
-    assert loop.learner.prequential.scored == scored + 1
-    assert loop.learner.prequential.correct == right
+    assert loop.learner.scoring.prequential.scored == scored + 1
+    assert loop.learner.scoring.prequential.correct == right
     assert "a unicorn" not in loop.learner.class_index
     for name in ("gram_DD", "sum_CD", "count_C"):
         assert torch.equal(everything(loop)[name], before[name])

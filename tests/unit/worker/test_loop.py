@@ -39,9 +39,9 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     assert learner.factor is not None
     tensors = {**learner.tuner.state(), **learner.sums.tensors(), "factor": learner.factor}
     tensors |= {f"accepted {name}": t for name, t in learner.tuner.accepted.items()}
-    tensors |= {f"fusing {name}": t for name, t in learner.fusing.tensors().items()}
-    tensors["records"] = learner.records.record_CK
-    tensors["curves"] = learner.records.curve_CN2
+    tensors |= {f"fusing {name}": t for name, t in learner.scoring.fusing.tensors().items()}
+    tensors["records"] = learner.scoring.records.record_CK
+    tensors["curves"] = learner.scoring.records.curve_CN2
     # By place: the order decides what is drawn and evicted next.
     for place, exemplar in enumerate(learner.replay):
         held = "held out" if exemplar.held_out else "trained on"
@@ -58,7 +58,7 @@ def assert_same_bits(one: Loop, other: Loop) -> None:
         assert torch.equal(tensor.nan_to_num(), found[name].nan_to_num()), name
     assert one.progress.gate == other.progress.gate
     assert one.learner.replay.bookkeeping() == other.learner.replay.bookkeeping()
-    assert one.learner.prequential == other.learner.prequential
+    assert one.learner.scoring.prequential == other.learner.scoring.prequential
 
 
 def test_each_batch_publishes_evidence(bench: Bench) -> None:
@@ -146,8 +146,8 @@ def test_restart_restores_what_was_learnt_of_experts_and_classes(
 
     learner = through.learner
     assert learner.replay.held_out(100)
-    assert float(learner.fusing.near[0]) > 0
-    assert learner.records.record_CK.any()
+    assert float(learner.scoring.fusing.near[0]) > 0
+    assert learner.scoring.records.record_CK.any()
     assert not same_bits(learner.tuner.accepted, learner.tuner.state())
     assert any(name.startswith("exp_avg.") for name in learner.tuner.accepted)
     assert_same_bits(through, restarted)

@@ -200,10 +200,12 @@ def test_evidence_parts_hold_fusion_and_records(course: Course) -> None:
         course.learn(samples(80)[-BATCH:])
     parts = evidence_parts(course.learner, None)
     assert {"fusion", "record/0"} <= parts.keys()
-    assert course.snapshot.fusion == course.learner.fusing.fusion()
+    assert course.snapshot.fusion == course.learner.scoring.fusing.fusion()
     assert course.snapshot.fusion.text_slope > 0
     record = course.snapshot.about(0)
-    assert record["recall"] == pytest.approx(float(course.learner.records.recall_C[0]), abs=1e-4)
+    assert record["recall"] == pytest.approx(
+        float(course.learner.scoring.records.recall_C[0]), abs=1e-4
+    )
     assert record["evidence"] is not None
     manifest = next_manifest(course.learner, course.progress, {}, cursor=course.progress.cursor)
     assert manifest.top_blocks == SPEC.top_blocks
@@ -218,7 +220,7 @@ def test_a_batch_makes_the_parts_of_its_own_classes(course: Course) -> None:
         learner._add_class(f"another {k}")
     assert learner.sums is not None
     learner.sums.make_room(len(learner.class_names))
-    learner.records.make_room(len(learner.class_names))
+    learner.scoring.records.make_room(len(learner.class_names))
     course.exchange(evidence_parts(learner, None))
     observation = learner.observe(samples(16)[8:12], course.snapshot)
     assert not observation.new_classes
