@@ -11,20 +11,23 @@ from bench.serve.stage import BATCH, Stage
 from everlens.model.snapshot import base_snapshot
 
 CONCURRENCIES = (1, 8, 32, 64)
+BATCHES = (BATCH, 2 * BATCH, 4 * BATCH)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 
 
 def measure(stage: Stage) -> Findings:
-    """Find the plateau, then measure it beside the bare model; then the tops beside each other."""
+    """Find what is best for either side, then measure both; then the tops beside each other."""
     found, options = Findings(), stage.options
     service = stage.service
     plateau = {c: service.under_load(c, options.seconds / 2).rate for c in CONCURRENCIES}
     best = max(plateau, key=lambda c: plateau[c])
+    by_batch = {n: _bare(stage, frozen=False, batch=n, share=0.5) for n in BATCHES}
+    batch = max(by_batch, key=lambda n: by_batch[n])
     rates = interleaved(
         {
             "served": lambda: service.under_load(best, options.seconds).rate,
-            "bare": partial(_bare, stage, frozen=False, top_blocks=None),
+            "bare": partial(_bare, stage, frozen=False, batch=batch),
         },
         options.rounds,
     )
@@ -32,7 +35,9 @@ def measure(stage: Stage) -> Findings:
     curve = ", ".join(f"{c}: {rate:.3g}" for c, rate in plateau.items())
     found.add("images/s served, by concurrency", curve)
     found.add(f"images/s served, concurrency {best}", spread_of(rates["served"]))
-    found.add(f"images/s bare, batches of {BATCH}, both tops", spread_of(rates["bare"]))
+    limits = ", ".join(f"{n}: {rate:.3g}" for n, rate in by_batch.items())
+    found.add("images/s bare, by batch", limits)
+    found.add(f"images/s bare, batches of {batch}, both tops", spread_of(rates["bare"]))
     found.add(
         "served over bare",
         over,
@@ -55,6 +60,7 @@ def measure(stage: Stage) -> Findings:
         )
     found.keep(
         plateau=plateau,
+        by_batch=by_batch,
         **rates,
         tops={f"k{k} {'frozen' if frozen else 'both'}": v for (k, frozen), v in tops.items()},
     )
@@ -79,8 +85,15 @@ def _tops(stage: Stage) -> dict[tuple[int, bool], list[float]]:
     return {cases[name]: values for name, values in rates.items()}
 
 
-def _bare(stage: Stage, *, frozen: bool, top_blocks: int | None, share: float = 1.0) -> float:
+def _bare(
+    stage: Stage,
+    *,
+    frozen: bool,
+    top_blocks: int | None = None,
+    batch: int = BATCH,
+    share: float = 1.0,
+) -> float:
     k = top_blocks or stage.backbone.top_blocks
     snapshot = base_snapshot(stage.backbone, k) if frozen else stage.snapshot(k)
     see, seconds = partial(stage.passes.see, snapshot), share * stage.options.seconds
-    return bare.rate(see, stage.bodies, stage.backbone.pixels, BATCH, seconds)
+    return bare.rate(see, stage.bodies, stage.backbone.pixels, batch, seconds)
