@@ -66,5 +66,6 @@ def test_fast_campaign() -> None:
     assert campaign.returncode == 0, campaign.stderr
     summary = json.loads(campaign.stdout.splitlines()[-1])
     assert (0, 0, True) == (summary["lost"], summary["double"], summary["identical"])
+    assert summary["not_begun"] == 0
     assert summary["mutations_caught"] == summary["mutations"] == len(SCENARIOS)
     assert summary["classify_success"] >= 0.999

@@ -102,6 +102,7 @@ class Campaign:
         self.directory = Path(tempfile.mkdtemp(prefix="chaos-", dir=quick()))
         self.tally = Tally()
         self.verdicts: list[Verdict] = []
+        self.not_begun = 0
         self._numbers = 0
         self._lock = threading.Lock()
 
@@ -122,7 +123,9 @@ class Campaign:
         pool = ThreadPoolExecutor(self.jobs)
         try:
             for verdict in pool.map(lambda job: self._one(job[0], job[1], until), cases):
-                if verdict is not None:
+                if verdict is None:
+                    self.not_begun += 1
+                else:
                     self.verdicts.append(verdict)
         finally:  # told to stop: what runs is let run, as its processes must be ended
             pool.shutdown(cancel_futures=True)
@@ -174,6 +177,7 @@ class Campaign:
             "cases": len(self.verdicts),
             "failed": sum(v.verdict == FAILED for v in self.verdicts),
             "not_possible": sum(v.verdict == NOT_POSSIBLE for v in self.verdicts),
+            "not_begun": self.not_begun,
             "worker_kills": counts["worker_kills"],
             "server_kills": counts["server_kills"],
             "acked": counts["acked"],
