@@ -22,7 +22,7 @@ from worker.learn.learner import LabelledPixels, Learner, LearnerConfig
 from worker.publication import adapter_parts, evidence_parts, judged, next_manifest
 
 # Stands for the picture's file in the replay buffer, whose budget counts bytes.
-_FILE = bytes(20_000)
+FILE = bytes(20_000)
 
 
 class Replica:
@@ -45,7 +45,7 @@ class Replica:
         batch = []
         for picture, label in zip(pixels, labels, strict=True):
             self.seq += 1
-            batch.append(LabelledPixels(self.seq, str(self.seq), label, None, _FILE, picture))
+            batch.append(LabelledPixels(self.seq, str(self.seq), label, None, FILE, picture))
         observation = self.learner.observe(batch, self.snapshot)
         parts = evidence_parts(self.learner, observation)
         manifest = next_manifest(self.learner, self.progress, parts, cursor=self.seq)

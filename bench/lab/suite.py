@@ -20,9 +20,6 @@ from everlens.settings import Settings
 
 MakeStream = Callable[[Split, int], Stream]
 
-# Bytes of an exemplar in the lab: a stand-in for the picture's file, the trunk's output, the row.
-_FILE_BYTES, _ROW_BYTES = 20_000, 128
-
 JOINT_EPOCHS = 10
 
 
@@ -117,9 +114,7 @@ def run_buffer(
     a_class: int, source: Recording, stream: Stream, settings: Settings
 ) -> dict[str, Any]:
     """Run with a replay buffer of about so many exemplars a class."""
-    trunk_bytes = source.trunk_bytes
-    exemplar = _FILE_BYTES + trunk_bytes + _ROW_BYTES
-    budget = len(source.train.classes) * a_class * exemplar
+    budget = len(source.train.classes) * a_class * source.exemplar_bytes
     changed = settings.model_copy(update={"replay_bytes": budget})
     return served(source, stream, new_run(source, changed), rivals=False)
 

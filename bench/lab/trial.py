@@ -24,10 +24,11 @@ from bench.lab.recorded import Record, RecordedBackbone, place, record_of, with_
 from bench.lab.run import Exam, Run
 from bench.lab.sources import Numbers, Split, read_source
 from bench.lab.streams import Stream
-from bench.replica import Replica
+from bench.replica import FILE, Replica
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
 from worker.__main__ import learner_config
+from worker.learn.replay import Exemplar
 
 _FORWARD_BATCH = 64
 
@@ -49,11 +50,11 @@ class Recording:
         return self.backbone.logit_scale * self.embedding_NE @ self.text_KE.T
 
     @property
-    def trunk_bytes(self) -> int:
-        """What the trunk's output of one picture takes in a replay buffer."""
+    def exemplar_bytes(self) -> int:
+        """What one picture takes in a replay buffer."""
         stem = self.backbone.image_tower.stem
         assert isinstance(stem, Record)
-        return int(stem.states_N[0].nbytes)
+        return Exemplar(0, 0, None, FILE, torch.from_numpy(stem.states_N[0])).bytes
 
     def of_test(self, rows: Numbers) -> Numbers:
         """Return the places of test pictures among all."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from bench.learn.rows import Findings
 from bench.load import HOST, Stream, http_request, run_load
 from bench.measure import spread_of
 from bench.pictures import photographs
-from bench.running import Process, log_server, scratch, service, worker
+from bench.running import Process, cpu_s, log_server, scratch, service, worker
 from bench.versions import Versions, served
 from everlens.client import Client
 from everlens.model.backbone import Backbone
@@ -39,7 +38,6 @@ BESIDE = 1.5
 _IDLE_S = 0.3
 _IDLE_S_MAX = 20.0
 _WARM_SAMPLES = 16
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Running:
         deadline = time.monotonic() + _IDLE_S_MAX
         before = -1.0
         while time.monotonic() < deadline:
-            now = processor_s(self.worker.process.pid)
+            now = cpu_s(self.worker.process.pid)
             if now - before < 0.1 * _IDLE_S:
                 return
             before = now
@@ -210,9 +208,3 @@ class BarePass:
         finally:
             torch.set_num_threads(threads)
         return min(timing.wall_s for _, timing in passes)
-
-
-def processor_s(pid: int) -> float:
-    """Return the processor seconds that a process has used (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS

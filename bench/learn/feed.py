@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.learn.clock import Timing, timed
-from bench.replica import Replica
+from bench.replica import FILE, Replica
 from everlens.model.backbone import Backbone
 from everlens.pixels import Pixels
 from everlens.settings import Settings
@@ -23,7 +23,6 @@ from worker.learn.tuning import WARM_UP_STEPS
 from worker.publication import evidence_parts, next_manifest
 
 CLASSES = 8  # among the new samples of a batch, two of each
-_FILE = bytes(20_000)  # stands for the picture's JPEG in the replay buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Feed(Replica):
         for place, pixels in enumerate(self.pictures(self.settings.batch_size)):
             self.seq += 1
             label = f"class {place % CLASSES}"
-            samples.append(LabelledPixels(self.seq, str(self.seq), label, None, _FILE, pixels))
+            samples.append(LabelledPixels(self.seq, str(self.seq), label, None, FILE, pixels))
         return samples
 
     def warm(self, batches: int = 2) -> Feed:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.learn import commits, effect, growth, peers
+from bench.learn import commits, growth, peers
 from bench.learn.clock import Contender, Timing, timed
 from bench.learn.feed import Feed
 from bench.learn.limit import Limit
@@ -22,6 +22,7 @@ from bench.learn.parametrized import ParametrizedLoop
 from bench.learn.rows import Findings, show
 from bench.learn.speed import Learning
 from bench.measure import Spread
+from bench.running import cpu_s
 from bench.serve.peers.environments import PeerError
 from bench.tiny_clip import write_tiny_clip
 from everlens.model.backbone import Backbone
@@ -166,11 +167,11 @@ def test_a_loop_is_told_over_its_pipe(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_processs_work_is_seen() -> None:
-    before = effect.processor_s(os.getpid())
+    before = cpu_s(os.getpid())
     until = time.process_time() + 0.1
     while time.process_time() < until:
         pass
-    assert effect.processor_s(os.getpid()) - before >= 0.08
+    assert cpu_s(os.getpid()) - before >= 0.08
 
 
 def test_time_is_taken_on_both_clocks() -> None:
