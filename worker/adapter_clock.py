@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
+from everlens.artifact import Manifest
 from worker.learn.adapter_head import exemplars_seen
 from worker.learn.learner import Learner
 from worker.learn.tuning import Round
@@ -37,7 +38,7 @@ class AdapterClock:
 
     outbox: Outbox  # takes the versions
     rounds: Rounds
-    attempts: Attempts  # at a batch, whose draw counts as part of it
+    attempts: Attempts  # at a batch, whose draw and publication count as parts of it
     patient: Executor  # for what nobody waits for
     lease: Lease
     counts: Counts
@@ -81,17 +82,21 @@ class AdapterClock:
         self.rounds.attempts.done(taken[-1].batch)
 
     def publish(self) -> None:
-        """Put the adapter before the gate as a version; no round is owed, the last one is the head."""
+        """
+        Put the adapter before the gate as a version; leave it out where that ends the learner.
+
+        No round is owed, and the last version is the head.
+        """
         progress = self.outbox.progress
         progress.rounds, progress.adapter_due, progress.adapter_stale = 0, False, False
-        through = self.lease.through
-        parts = self.patient.submit(partial(adapter_parts, self.learner, through)).result()
-        if not parts:
+        deaths = self.attempts.begin(progress.cursor)
+        made = None if deaths >= ATTEMPTS and self._is_deadly_to_publish() else self._judged()
+        if made is None:
             with self.outbox.commit() as state:
                 state.save_accepted(self.learner)
+            self.attempts.done()
             return
-        judging = partial(judged, self.learner, progress, parts, self.outbox.snapshot, through)
-        manifest, parts = self.patient.submit(judging).result()
+        manifest, parts = made
         self.counts.gate_passed += bool(parts)
         self.counts.gate_held_back += not parts
         if not parts:
@@ -99,6 +104,17 @@ class AdapterClock:
         progress.adapter_batch = self.learner.batch
         with self.outbox.version(manifest, parts) as state:
             state.save_accepted(self.learner)
+        self.attempts.done()
+
+    def _judged(self) -> tuple[Manifest, dict[str, bytes]] | None:
+        """Return the next version and its parts, after the gate; None where there is no adapter."""
+        through = self.lease.through
+        parts = self.patient.submit(partial(adapter_parts, self.learner, through)).result()
+        if not parts:
+            return None
+        progress, present = self.outbox.progress, self.outbox.snapshot
+        judging = partial(judged, self.learner, progress, parts, present, through)
+        return self.patient.submit(judging).result()
 
     def owe_again(self, settle: Callable[[], bool]) -> None:
         """
@@ -127,18 +143,29 @@ class AdapterClock:
             if not settle():
                 return
             pictures = len(self.learner.waiting)
-            if self._ends_the_learner(self.learner.draw, pictures, self.learner.batch):
+            what = f"the steps on batch {self.learner.batch}"
+            if self._ends_the_learner(self.learner.draw, pictures, what):
                 self.learner.waiting = []  # so that none is drawn
         self.draw()
         self.attempts.done()
 
     def _is_deadly(self, drawn: Round) -> bool:
         take = partial(self.learner.take, drawn)
-        return self._ends_the_learner(take, drawn.pictures, drawn.batch)
+        return self._ends_the_learner(take, drawn.pictures, f"the steps on batch {drawn.batch}")
 
-    def _ends_the_learner(self, work: Callable[[], object], pictures: int, batch: int) -> bool:
+    def _is_deadly_to_publish(self) -> bool:
+        learner = self.learner
+
+        def work() -> None:  # without the lease: the connection to the log is the parent's
+            if parts := adapter_parts(learner):
+                judged(learner, self.outbox.progress, parts, self.outbox.snapshot)
+
+        what = f"the adapter after batch {learner.batch}"
+        return self._ends_the_learner(work, exemplars_seen(learner), what)
+
+    def _ends_the_learner(self, work: Callable[[], object], pictures: int, what: str) -> bool:
         """Ask a child and not the count: kills from outside may not cost the steps."""
         failure = failure_aside(partial(self.outbox.generations.aside, work), allowed_s(pictures))
         if failure is not None:
-            log.error("the steps on batch %d are left out: %s", batch, failure)
+            log.error("left out: %s, since %s", what, failure)
         return failure is not None

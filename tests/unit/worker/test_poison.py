@@ -196,6 +196,28 @@ def test_steps_that_end_the_learner_are_left_out(
     assert bench.client.hlen(bench.keys.dead) == 0
 
 
+def test_adapter_that_ends_the_learner_is_left_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two deaths a child is asked; learning goes on, and the next adapter is tried as ever."""
+
+    def deadly(*_: object) -> dict[str, bytes]:
+        raise RuntimeError("poison")
+
+    with monkeypatch.context() as poisoned:
+        poisoned.setattr("worker.adapter_clock.adapter_parts", deadly)
+        bench.admit(digit_samples(16))
+        dies_as_often_as_it_may(bench, 16)
+        loop = run_to(bench.loop(), 16)
+        assert loop.learner.samples == 16
+        assert "adapter" not in loop.progress.parts
+        loop.close()
+    bench.admit(digit_samples(24)[16:])
+    loop = run_to(bench.loop(), 24)
+    assert "adapter" in loop.progress.parts
+    loop.close()
+
+
 def test_batch_that_is_interrupted_from_outside_keeps_its_samples(bench: Bench) -> None:
     """Five kills on one batch leave no dead letter and the same bits."""
     bench.admit(digit_samples(8))
