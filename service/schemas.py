@@ -308,7 +308,7 @@ class BacklogOut(_Strict):
 class RefusedVersionOut(_Strict):
     """A published version that this service could not use."""
 
-    version: int
+    version: int | None = Field(description="Null where what names the version cannot be read.")
     reason: str
     tries: int
 

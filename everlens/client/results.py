@@ -246,11 +246,16 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class RefusedVersion:
-    """A published version that the service could not use."""
+    """A published version that the service could not use; without a number where the head has none."""
 
-    version: int
+    version: int | None
     reason: str
     tries: int = 1
+
+    @property
+    def name(self) -> str:
+        """What was refused, as people say it."""
+        return "the head" if self.version is None else f"version {self.version}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def table_of(client: Client, learning: Learning, *, ready: bool) -> Table:
     table.add_column()
     rows = {"service": f"{client.url}, {'ready' if ready else 'not ready'}"}
     for refused in learning.refused_versions:
-        rows[f"refused {refused.version}"] = refused.reason
+        rows[f"refused {refused.name}"] = refused.reason
     rows |= standing(learning) | notes(learning) | of_learner(learning.learner)
     for name, value in rows.items():
         table.add_row(name, Text(value))

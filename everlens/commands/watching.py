@@ -62,7 +62,7 @@ class Seen:
         rate = {"rate": f"{self.rate_per_s:.1f}/s"}
         figures = standing(self.learning) | rate | notes(self.learning)
         if self.refused is not None:
-            figures["refused"] = f"version {self.refused.version}: {self.refused.reason}"
+            figures["refused"] = f"{self.refused.name}: {self.refused.reason}"
         return figures
 
     def drawn(self) -> Group:
@@ -114,7 +114,7 @@ def line_of(seen: Seen, event: Event) -> str:
             about = f"{counted(event.samples, 'sample')}, learnt through {event.learned_through}"
             return f"version {event.version}: {about}{_after(_note(event))}"
         case RefusedVersion():
-            return f"refused version {event.version}: {event.reason}"
+            return f"refused {event.name}: {event.reason}"
     return ", ".join(f"{name} {value}" for name, value in seen.figures().items())
 
 

@@ -79,7 +79,8 @@ function showNotices({ held, paused, pinned, refused_versions: refused }) {
     paused && `Labels are not taken now: ${paused}.`,
     held && `Learning is paused: ${held}. Labels are taken and wait.`,
     pinned && `Version ${pinned} is pinned: new labels are learnt, and do not show in answers.`,
-    ...refused.map(({ version, reason }) => `Version ${version} could not be used here: ${reason}.`),
+    ...refused.map(({ version, reason }) =>
+      `${version === null ? "The head" : `Version ${version}`} could not be used here: ${reason}.`),
   ].filter(Boolean);
   const list = byId("notices");
   const same = notices.join("\n") === [...list.children].map((item) => item.textContent).join("\n");

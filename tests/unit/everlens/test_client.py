@@ -528,8 +528,11 @@ def test_events_go_on_on_the_next_connection() -> None:
 
     assert feed.pause_s(cut) == 0.5
     feed.opened()
-    news = b"event: refused\ndata: " + json.dumps({"version": 9, "reason": "r"}).encode() + b"\n\n"
-    assert list(feed.take(news)) == [RefusedVersion(9, "r")]
+    for version in (9, None):  # a head that cannot be read names none
+        about = json.dumps({"version": version, "reason": "r"}).encode()
+        assert list(feed.take(b"event: refused\ndata: " + about + b"\n\n")) == [
+            RefusedVersion(version, "r")
+        ]
     assert feed.pause_s(cut) == 0.5
     with pytest.raises(ApiError, match="cut"):
         feed.pause_s(cut)

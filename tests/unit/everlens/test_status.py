@@ -43,7 +43,7 @@ LEARNING = Learning(
     paused=None,
     pinned=3,
     learner=REPORT,
-    refused_versions=(RefusedVersion(13, "a part is damaged"),),
+    refused_versions=(RefusedVersion(13, "a part is damaged"), RefusedVersion(None, "torn")),
 )
 
 
@@ -67,7 +67,8 @@ def test_every_figure_is_said_in_words() -> None:
     assert said["learnt"] == "103 of 104"
     assert said["accuracy"] == "91.2 %"
     assert said["pinned"] == "3"
-    assert said["refused 13"] == "a part is damaged"
+    assert said["refused version 13"] == "a part is damaged"
+    assert said["refused the head"] == "torn"
     assert said["classes"] == "10, of 96 labels"
     assert said["accuracy in all"] == "80.0 % of 86 answers"
     assert said["recall of each expert"].startswith("zero-shot 45.0 %, evidence 90.0 %")

@@ -26,6 +26,8 @@ from torch import Generator, Tensor
 
 from everlens.artifact import PART_BYTES_MAX, Manifest, digest_of
 from everlens.bus.server import EmbeddedServer
+from everlens.client import Learning
+from everlens.client.results import read
 from everlens.model.adapter import AdapterSpec, insert, tensors_of
 from everlens.model.backbone import Backbone
 from everlens.model.classes import CHUNK
@@ -522,6 +524,7 @@ async def test_a_hostile_version_is_refused(api: Api, photos, case: str):
     assert said in entry["reason"]
     assert entry["reason"].isprintable()
     assert entry["version"] == (None if hostile.head else first + 1)
+    assert read(Learning, answer.json()).refused_versions[0].reason == entry["reason"]
     assert (await api.client.get("/classes")).json()["version"] == first
 
     version(base, pictures, first + 2).put(api)
