@@ -195,6 +195,7 @@ class Events:
         return events
 
     def _tell_refused(self, *, first: bool) -> None:
+        self._refused &= self.swaps.refused.keys()  # what is refused once more is told once more
         for digest in self.swaps.refused.keys() - self._refused:
             self._refused.add(digest)
             if not first:  # those from before stand in `learning`

@@ -28,6 +28,7 @@ from service.probe import Probe
 from service.serving import Serving
 
 TRIES = 3
+_HEAD = "head"  # stands among the refused in place of the digest that it does not name
 _REFUSED_KEPT = 16
 _REASON_CHARACTERS_MAX = 500
 
@@ -75,11 +76,12 @@ class HotSwap:
             try:
                 async with contextlib.aclosing(self.follower.heads(poll_s)) as heads:
                     async for version, digest in heads:
+                        self.refused.pop(_HEAD, None)  # it can be read again
                         with contextlib.suppress(LogUnavailable):
                             await self._look(version, digest)
                             self.stale = False
             except (PartError, OtherLog) as error:  # of the head itself
-                self._refuse(None, "head", str(error))
+                self._refuse(None, _HEAD, str(error))
                 self.settled.set()
             await asyncio.sleep(poll_s)
 

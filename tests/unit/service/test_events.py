@@ -121,6 +121,24 @@ async def test_a_refused_version_is_told(api: Api, photos):
         assert "damaged" in refused["reason"]
 
 
+async def test_a_head_is_refused_as_long_as_it_cannot_be_read(api: Api, photos):
+    """Once it can it is refused no more, and the next time that is told anew."""
+    await api.served(api.publish(photos, learned_through=1))
+    log, key, refused = api.stream.client, api.stream.keys.head, api.model.swaps.refused
+    head, events = log.get(key), api.model.events
+    assert isinstance(head, bytes)
+    with events.listener(None) as listener:
+        stream = events.events(listener)
+        await told(stream, "learning")
+        for _ in range(2):
+            log.set(key, "torn")
+            (about,) = await told(stream, "refused")
+            assert (about["version"], "torn" in about["reason"]) == (None, True)
+            log.set(key, head)
+            await until(lambda: not refused)
+            await until(lambda: not events._refused)  # which takes a look
+
+
 async def test_a_slow_listener_loses_its_place_and_nobody_else(api: Api):
     """What it did not take is let go; others are told, and somebody else may have the place."""
     events = api.model.events
