@@ -17,6 +17,9 @@ _CONNECT_S = 2.0
 _REPLY_S = 5.0
 # Of the service: somebody waits for the answer. A script on a slow disk takes half a second.
 _ANSWER_S = 2.0
+# Of one service at once; whoever comes when all are taken waits for one. All that waited for the same
+# version ask what became of their samples at the same moment.
+_CONNECTIONS_MAX = 64
 
 
 def connect(url: str) -> redis.Redis:
@@ -31,13 +34,15 @@ def connect(url: str) -> redis.Redis:
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """Return an asyncio client (of the service)."""
-    return redis.asyncio.Redis.from_url(
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         socket_connect_timeout=_ANSWER_S,
         socket_timeout=_ANSWER_S,
-        max_connections=64,
+        max_connections=_CONNECTIONS_MAX,
+        timeout=_ANSWER_S,
     )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 @contextlib.contextmanager

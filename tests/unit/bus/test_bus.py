@@ -320,6 +320,16 @@ def test_ids_are_forgotten_by_count(ask, stream: Stream) -> None:
     ]
 
 
+def test_all_that_waited_for_one_version_may_ask_at_once(ask) -> None:
+    """As many as may wait ask what became of their samples: none hears that the log is away."""
+
+    async def together(admission: Admission) -> list[int]:
+        states = await asyncio.gather(*(admission.state_of(seq) for seq in range(1, 257)))
+        return [state.seq for state in states]
+
+    assert ask(together) == list(range(1, 257))
+
+
 def test_paused_learner_takes_repeats_only(ask, stream: Stream) -> None:
     """While learning is paused new samples are refused with the reason."""
     ask(lambda a: a.admit([sample("a")]))
