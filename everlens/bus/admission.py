@@ -169,6 +169,9 @@ class Admission:
                 keys=[keys.meta, keys.log, keys.ids, keys.id_order, keys.labels, keys.waiting],
                 args=args,
             )
+        if text(answer[0]) == "EPOCH":  # reconciled since, or exchanged; nothing was written
+            self._epoch = await self._read_epoch()
+            return await self.admit(samples)
         await self._raise_for(answer)
         receipts = [
             Receipt(id=sample.id, seq=int(seq), repeated=text(how) == "repeat")
@@ -217,12 +220,12 @@ class Admission:
         raise_for(answer)
 
     async def _read_epoch(self) -> str:
-        """Return the epoch of the log; it must be the one that this service acknowledged for."""
+        """Return the epoch of the log; it must go on from the one that this service knows."""
         with reaching_the_log():
             found, former = await self.client.hmget(self.keys.meta, ["epoch", "former"])
-        if found is None:
+        epoch, known = text(found or b""), self._epoch or self.witness.read().epoch
+        if not (epoch or known):
             raise LogUnavailable("the learner has not begun its log yet; try again in a moment")
-        epoch, known = text(found), self.witness.read().epoch
         if known and known != epoch and known not in text(former or b"").split():
             raise OtherLog(
                 "the log is another one than the one that acknowledged samples here; restore it, "
@@ -254,8 +257,7 @@ class Admission:
         Raises:
             LogUnavailable, OtherLog: it is not done, or that is unknown.
         """
-        if not self._epoch:
-            self._epoch = await self._read_epoch()
+        self._epoch = await self._read_epoch()
         with reaching_the_log():
             raise_for(await self._hold(keys=[self.keys.meta], args=[self._epoch, reason]))
 
@@ -265,7 +267,7 @@ class Admission:
             return bool(await self.client.sismember(self.keys.labels, label))
 
     async def learner(self) -> dict[str, Any]:
-        """Return the learner's own report (see `worker.loop`), empty before the first batch."""
+        """Return the learner's own report (see `worker.report`), empty before the first batch."""
         with reaching_the_log():
             fields = await self.client.hgetall(self.keys.learner)
         return {text(name): json.loads(value) for name, value in fields.items()}

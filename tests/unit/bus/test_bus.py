@@ -369,6 +369,23 @@ def test_exchanged_log_takes_nothing(ask, stream: Stream, client: redis.Redis) -
         ask(exchanged)
 
 
+def test_reconciled_log_is_taken_up_by_a_service_that_runs(ask, stream: Stream, client) -> None:
+    """It names the epoch before, so that samples are taken and learning is held as they were."""
+
+    async def reconciled(admission: Admission) -> list[Receipt]:
+        first = await admission.admit([sample("a")])
+        for verb in (lambda: admission.hold("lunch"), lambda: admission.admit([sample("b")])):
+            client.delete(stream.keys.lease)
+            former = stream.state()
+            assert former is not None
+            stream.reconcile(former.epoch, former.seq, former.done, (0, ""))
+            await verb()
+        return first + await admission.admit([sample("b")])
+
+    assert [receipt.seq for receipt in ask(reconciled)] == [1, 2]
+    assert client.hget(stream.keys.meta, "held") == b"lunch"
+
+
 def test_lost_sample_is_missed_though_its_number_was_given_again(ask, stream, client) -> None:
     """What was acknowledged must have been admitted; an entry of the learner is no such thing."""
 
