@@ -132,7 +132,7 @@ class Batcher:
         self._decoding = 0
         self._forward_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._passes = Passes(threads or torch.get_num_threads())
+        self.passes = Passes(threads or torch.get_num_threads())
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -190,10 +190,10 @@ class Batcher:
         """Answer what waits, then end the thread; return at once when it hangs."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, 1.0)
-        self._passes.close()
+        self.passes.close()
 
     def _run(self) -> None:
-        use_threads_here(self._passes.threads)
+        use_threads_here(self.passes.threads)
         while True:
             items = self._take()
             for item in items:
@@ -271,7 +271,7 @@ class Batcher:
         for start in range(0, len(pixels), self.batch_max):
             part = pixels[start : start + self.batch_max]
             started = time.monotonic()
-            slices.append(self._passes.see(snapshot, part))
+            slices.append(self.passes.see(snapshot, part))
             self._forward_s = time.monotonic() - started
             self.metrics.forward_seconds.observe(self._forward_s)
             self.metrics.batch_pictures.observe(len(part))

@@ -164,7 +164,7 @@ class Service:
             queued_max=self.settings.max_queued_queries,
             threads=self.threads,
         )
-        await batcher.call(partial(warm_up, base, self.settings.max_batch))
+        await batcher.call(partial(warm_up, batcher.passes, base, self.settings.max_batch))
         await self.decoding.wait_ready()
         swaps = HotSwap(
             self.follower,

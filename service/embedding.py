@@ -13,6 +13,7 @@ from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
 from service.context import Model, Service
+from service.passes import Passes
 from service.problems import Problem, field_error, field_problem
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -45,7 +46,7 @@ async def embed(
         for start in range(0, len(places), batcher.batch_max):
             some = places[start : start + batcher.batch_max]
             pixels = [pictures[index] for index in some]
-            seen = await batcher.call(partial(_picture_vectors, base, pixels))
+            seen = await batcher.call(partial(_picture_vectors, batcher.passes, base, pixels))
             vectors |= zip(some, seen, strict=True)
         for index, item in enumerate(items):
             if isinstance(item, str):
@@ -77,8 +78,8 @@ async def _decoded(
     return pixels
 
 
-def _picture_vectors(base: Snapshot, pixels: Sequence[Pixels]) -> list[Vector]:
-    embedding_BE = base.see(pixels).embedding_BE
+def _picture_vectors(passes: Passes, base: Snapshot, pixels: Sequence[Pixels]) -> list[Vector]:
+    embedding_BE = passes.see(base, pixels).embedding_BE
     return list(embedding_BE.float().cpu().numpy())
 
 

@@ -20,6 +20,7 @@ from everlens.model.classes import CHUNK, Classes, Table
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden, Top
 from everlens.pixels import Pixels
+from service.passes import Passes
 
 # Classes that are asked for where there are more than one chunk of them. Their numbers were all looked
 # at when they were read; what may still fail is to put them together.
@@ -79,11 +80,15 @@ def _first_learnt(classes: Classes, most: int) -> Sequence[int]:
     return first
 
 
-def warm_up(snapshot: Snapshot, batch_max: int) -> None:
-    """Answer batches of every size once: the first of each size takes several times as long."""
+def warm_up(passes: Passes, snapshot: Snapshot, batch_max: int) -> None:
+    """
+    Pass batches of every size once, cut as they will be.
+
+    The first of each size, on each number of threads, takes several times as long.
+    """
     picture = probe_picture(snapshot.backbone)
     for pictures in range(1, batch_max + 1):
-        snapshot.see([picture] * pictures)
+        passes.see(snapshot, [picture] * pictures)
 
 
 def probe_picture(backbone: Backbone) -> Pixels:

@@ -12,6 +12,7 @@ import torch
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot, base_snapshot
 from service.passes import Passes
+from service.probe import probe_picture, warm_up
 
 
 @pytest.fixture
@@ -56,6 +57,26 @@ def test_a_batch_is_cut_evenly(
     assert torch.get_num_threads() == threads
     torch.testing.assert_close(views.embedding_BE, expected.embedding_BE, atol=1e-5, rtol=0)
     torch.testing.assert_close(views.feature_BD, expected.feature_BD, atol=1e-5, rtol=0)
+
+
+def test_what_is_warm_is_what_is_passed(tiny_clip: Backbone, threads: int, monkeypatch) -> None:
+    """Nobody's batch is the first of its size on so many threads."""
+    snapshot, passes = base_snapshot(tiny_clip, tiny_clip.top_blocks), Passes(threads)
+    found = set()
+    see = Snapshot.see
+
+    def watched(snapshot: Snapshot, pixels: Sequence[np.ndarray], **how: Any):
+        found.add((len(pixels), torch.get_num_threads()))
+        return see(snapshot, pixels, **how)
+
+    monkeypatch.setattr(Snapshot, "see", watched)
+    warm_up(passes, snapshot, batch_max=8)
+    warm = found.copy()
+    found.clear()
+    for pictures in range(1, 9):
+        passes.see(snapshot, [probe_picture(tiny_clip)] * pictures)
+    passes.close()
+    assert found == warm == {(1, 4), (1, 2), (3, 4), (1, 1), (5, 4), (3, 2), (7, 4), (2, 1)}
 
 
 def test_one_core_is_not_shared(tiny_clip: Backbone, monkeypatch) -> None:
