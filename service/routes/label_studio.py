@@ -99,7 +99,12 @@ async def post_predict(request: Request) -> Response:
         async with places:
             return await _predicted(service, model, config, fields, task)
 
-    outcomes = await asyncio.gather(*map(predicted, asked.tasks))
+    try:
+        async with asyncio.TaskGroup() as asking:
+            answers = [asking.create_task(predicted(task)) for task in asked.tasks]
+    except ExceptionGroup as reasons:  # of one task, and true of all: the others are asked no more
+        raise reasons.exceptions[0] from None
+    outcomes = [task.result() for task in answers]
     problems = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     if len(problems) == len(outcomes):
         raise problems[0]
