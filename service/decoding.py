@@ -119,18 +119,18 @@ class DecodingPool:
         Raises:
             Problem: as `read`.
         """
+        asked = time.monotonic()
 
         def turn(decoder: Decoder, *, large: bool) -> list[Made | ImageError | Large]:
             outcomes: list[Made | ImageError | Large] = []
             until = time.monotonic() + self.turn_s
             for index, content in enumerate(contents):
-                try:
-                    with self._seconds.time():
-                        pixels = _read(decoder, content, spec, large=large)
-                    outcomes.append(pixels if isinstance(pixels, Large) else made(index, pixels))
-                except ImageError as error:
-                    outcomes.append(error)
-                if large or isinstance(outcomes[-1], Large) or time.monotonic() >= until:
+                pixels = _read(decoder, content, spec, large=large)
+                if isinstance(pixels, Large):
+                    return [*outcomes, pixels]
+                self._seconds.observe(time.monotonic() - asked)
+                outcomes.append(pixels if isinstance(pixels, ImageError) else made(index, pixels))
+                if large or time.monotonic() >= until:
                     break
             return outcomes
 
@@ -251,17 +251,21 @@ def _busy() -> Problem:
     return Problem("busy", "too many pictures wait to be decoded; send this again", retry_after_s=2)
 
 
-def _read(decoder: Decoder, content: bytes, spec: PixelSpec, *, large: bool) -> Pixels | Large:
-    """Return the pixels, or that the picture has to wait for a place among the large ones."""
-    decoder.limits.check_file(content)
+def _read(
+    decoder: Decoder, content: bytes, spec: PixelSpec, *, large: bool
+) -> Pixels | Large | ImageError:
+    """Return the pixels, or that the picture waits for a place among the large ones, or is none."""
     try:
+        decoder.limits.check_file(content)
         reply = decoder.decode(content, SCALED_DECODE_FACTOR * spec.size, large=large)
         match reply:
             case Large():
                 return reply
             case Declined():
-                raise ImageError(reply.message, status=reply.status)
+                return ImageError(reply.message, status=reply.status)
         return to_size(decoder.pixels(reply), reply.orientation, spec)
+    except ImageError as error:
+        return error
     finally:
         if large:
             decoder.forget_pixels()

@@ -60,6 +60,9 @@ class Pool(DecodingPool):
         assert decoder.pid is not None
         return decoder.pid
 
+    def figure(self, kind: str) -> float:
+        return self.metrics.registry.get_sample_value(f"everlens_decode_seconds_{kind}") or 0.0
+
     def restarts(self, reason: str) -> float:
         name = "everlens_decoder_restarts_total"
         return self.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
@@ -134,6 +137,21 @@ async def test_a_child_decodes_to_the_same_pixels(pools, form, resize):
     for size in (64, 400):  # 400 is the picture's own height
         spec = PixelSpec(size=size, resize=resize)
         assert np.array_equal(read_picture(content, spec), await pool.read(content, spec))
+
+
+async def test_the_wait_for_a_decoder_counts(pools):
+    """Where pictures wait their time says so, that of a list's and of a large one's too, once each."""
+    pool = pools()
+    pid = await stopped(pool)
+    before = pool.figure("sum"), pool.figure("count")
+    reading = [asyncio.create_task(pool.read(content, SPEC)) for content in (PHOTO, PHOTO, LARGE)]
+    reading.append(asyncio.create_task(pool.make([PHOTO] * 2, SPEC, lambda _, pixels: pixels)))
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGCONT)
+    *_, listed = await asyncio.gather(*reading)
+    pictures = 3 + len(listed)
+    assert pool.figure("count") - before[1] == pictures
+    assert pool.figure("sum") - before[0] >= 0.25 * pictures
 
 
 async def test_pixels_outlive_the_next_picture(pools):
