@@ -9,7 +9,7 @@ const COLUMNS = [
   { key: "recall", name: "recall", say: percent, bar: true, up: true },
   { key: "forgetting", name: "forgotten", say: (value) => percent(value) },
   { key: "weight", name: "weight", say: (value) => value?.toFixed(2) ?? "–" },
-  { key: "gain", name: "next label", say: (value) => (value == null ? "–" : `+${(100 * value).toFixed(1)}`) },
+  { key: "gain", name: "next label", say: (value) => (value == null ? "–" : `+${value.toFixed(1)}`) },
 ];
 
 let classes = [];

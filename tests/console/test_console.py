@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -15,7 +16,7 @@ from playwright.sync_api import Error, FilePayload, expect
 
 from tests.console.conftest import PATIENCE_MS, PHONE, WIDE, Console, Opener, Running
 from tests.pictures import crops, photograph
-from tests.system.processes import ROOT, clean_environment
+from tests.system.processes import ROOT, clean_environment, until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -249,6 +250,23 @@ def test_axe_finds_nothing_and_the_pages_are_seen(open_console: Opener, running:
         watching.page.keyboard.press("1")
     assert asked == (told.value.post_data_json or {})["prediction_id"]
     watching.until_status("Learnt by version")
+
+
+def test_what_a_label_brings_is_said_in_points(open_console: Opener, running: Running) -> None:
+    """The table says of each class what GET /labelling does: points of mean recall."""
+    for turn in range(7, 11):
+        for known in KNOWN:
+            running.teach(known, file_of(detail(known, turn)))
+    console = open_console()
+    row = console.page.locator("#class-rows tr").filter(has_text=KNOWN[0])
+    expect(console.page.locator("#class-heads")).to_contain_text("next label", timeout=PATIENCE_MS)
+
+    def as_told() -> bool:
+        told = httpx.get(f"{running.url}/labelling").raise_for_status().json()["classes"]
+        gain: float = next(each["expected_gain"] for each in told if each["label"] == KNOWN[0])
+        return abs(float(row.locator("td").nth(-2).inner_text()) - gain) < 0.06
+
+    until(as_told, PATIENCE_MS / 1000, "the table to say so", running.data_dir / "up.log")
 
 
 def keep(console: Console, name: str) -> None:
