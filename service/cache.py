@@ -24,9 +24,11 @@ class VersionCache:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
 
-    def keep(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+    def keep(self, manifest: Manifest, parts: Mapping[str, bytes]) -> list[str]:
         """
-        Keep a version in place of the one before.
+        Keep a version in place of the one before; return the digests of parts that it lacks.
+
+        Where it lacks any, since the disk was full or somebody emptied the directory, none is kept.
 
         Args:
             manifest: of the version.
@@ -37,14 +39,15 @@ class VersionCache:
         """
         named = set(manifest.parts.values())
         there = set(os.listdir(self.directory))  # noqa: PTH208 - thousands of names, and no paths
+        if lacking := sorted(named - there - parts.keys()):
+            (self.directory / _MANIFEST).unlink(missing_ok=True)
+            return lacking
         for digest in sorted(named - there):
-            if digest not in parts:  # somebody emptied the directory
-                (self.directory / _MANIFEST).unlink(missing_ok=True)
-                return
             self._write(digest, parts[digest])
         self._write(_MANIFEST, manifest.digest.encode() + b"\n" + manifest.encode())
         for name in there - named - {_MANIFEST}:
             (self.directory / name).unlink(missing_ok=True)
+        return []
 
     def load(self) -> tuple[Manifest, dict[str, bytes]] | None:
         """

@@ -127,10 +127,17 @@ class HotSwap:
         parts = {digest: await self.follower.part(digest) for digest in sorted(digests)}
         await self._take(manifest, parts)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
+        await self._keep(manifest, parts)
+
+    async def _keep(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
+        """Keep the version that answers on this machine, for a start while the log is away."""
         try:
-            await self._build(partial(self.cache.keep, manifest, parts))
-        except OSError as error:
-            log.warning("version %d is not kept on this machine: %s", version, error)
+            lacking = await self._build(partial(self.cache.keep, manifest, parts))
+            if lacking:
+                fetched = {digest: await self.follower.part(digest) for digest in lacking}
+                await self._build(partial(self.cache.keep, manifest, {**parts, **fetched}))
+        except (OSError, PartError) as error:
+            log.warning("version %d is not kept on this machine: %s", manifest.version, error)
 
     async def _take(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
         """Make a version aside and swap it in."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from everlens.bus.server import EmbeddedServer
 from everlens.errors import PartError
 from everlens.settings import Settings
 from service.cache import VersionCache
+from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
 from tests.unit.service.test_hotswap import until
 
@@ -60,13 +63,37 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
 
 
 def test_directory_that_was_emptied_keeps_nothing_half(tmp_path: Path) -> None:
-    """With a part missing that only an earlier version wrote, nothing is kept."""
+    """With a part missing that only an earlier version wrote, nothing is kept until it is given."""
     cache = VersionCache(tmp_path)
     parts = {"a": b"one", "b": b"two"}
-    cache.keep(version(1, parts), by_digest(parts))
+    assert cache.keep(version(1, parts), by_digest(parts)) == []
     os.remove(tmp_path / digest_of(b"one"))  # noqa: PTH107
-    cache.keep(replace(version(2, parts), samples=9), {})
+    again = replace(version(2, parts), samples=9)
+    assert cache.keep(again, {}) == [digest_of(b"one")]
     assert cache.load() is None
+    assert cache.keep(again, {digest_of(b"one"): b"one"}) == []
+    assert cache.load() == (again, by_digest(parts))
+
+
+async def test_what_a_full_disk_did_not_take_is_kept_with_the_next_version(
+    api: Api, photos, monkeypatch
+) -> None:
+    """The parts that it lacks are fetched, though the service itself has them."""
+    cache = api.model.swaps.cache
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VersionCache, "_write", full)
+        await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))
+        await asyncio.wrap_future(api.service._builder.submit(lambda: None))  # behind the swap
+    assert cache.load() is None
+    second = api.publish({"cat": photos["rocket"]}, learned_through=2)
+    await api.served(second)
+    await until(lambda: cache.load() is not None)
+    manifest, parts = cache.load() or (None, {})
+    assert (manifest, set(parts)) == (second, set(second.parts.values()))
 
 
 async def test_restart_without_the_log_answers_as_before(
