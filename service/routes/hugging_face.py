@@ -93,8 +93,10 @@ def _question(asked: ZeroShotIn, labels_max: int) -> Question:
         message = f"has {len(labels)} names; send at most {labels_max}"
         raise field_problem(_LABELS, message)
     try:
-        fields = validated(QueryFields, {"labels": labels, "top": len(labels)})
-        return Question(image_bytes(asked.inputs), fields)
+        fields = validated(QueryFields, {"labels": labels})
+        # All of them, also where the settings allow more than another route answers.
+        every = fields.model_copy(update={"top": len(labels)})
+        return Question(image_bytes(asked.inputs), every)
     except FieldErrors as error:
         raise fields_problem([e | {"field": _LABELS} for e in error.errors]) from error
     except ValueError as error:
