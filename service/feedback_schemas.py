@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.schemas import Label, PredictionOut, Share, _Strict
+from service.schemas import Label, PredictionOut, Share, Strict
 
 PREDICTION_ID_LENGTH_MAX = 64
 LISTED_MAX = 100
@@ -22,7 +22,7 @@ PredictionId = Annotated[
 Order = Literal["newest", "uncertain"]
 
 
-class LabelIn(_Strict):
+class LabelIn(Strict):
     """What is in a picture that was asked about."""
 
     prediction_id: PredictionId
@@ -31,7 +31,7 @@ class LabelIn(_Strict):
     )
 
 
-class NotLabelIn(_Strict):
+class NotLabelIn(Strict):
     """What is not in a picture that was asked about."""
 
     prediction_id: PredictionId
@@ -40,7 +40,7 @@ class NotLabelIn(_Strict):
     )
 
 
-class KeptPredictionOut(_Strict):
+class KeptPredictionOut(Strict):
     """An answer that is still remembered with its picture."""
 
     prediction_id: str
@@ -55,7 +55,7 @@ class KeptPredictionOut(_Strict):
     feedback: str | None = Field(description="Id of the sample that came of it, if any did.")
 
 
-class KeptPredictionsOut(_Strict):
+class KeptPredictionsOut(Strict):
     """Answers that are still remembered here, in the order that was asked for."""
 
     predictions: list[KeptPredictionOut]

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from service.schemas import TOP_DEFAULT, TOP_MAX
+from service.schemas import TOP_DEFAULT, TOP_MAX, Strict
 from service.tensors import TensorIn
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class OutputParametersIn(_Shape):
+class OutputParametersIn(Strict):
     """How an output is sent."""
 
     binary_data: bool = False
 
 
-class OutputIn(_Shape):
+class OutputIn(Strict):
     """An output that is wanted."""
 
     name: str = Field(examples=["label"])
     parameters: OutputParametersIn = OutputParametersIn()
 
 
-class InferParametersIn(_Shape):
+class InferParametersIn(Strict):
     """What is asked of all pictures."""
 
     top: int = Field(TOP_DEFAULT, ge=1, le=TOP_MAX, description="How many names for a picture.")
     binary_data_output: bool = Field(False, description="Send all outputs behind the JSON.")
 
 
-class InferIn(_Shape):
+class InferIn(Strict):
     """Pictures, and the names to choose from."""
 
     id: str | None = Field(None, max_length=200, description="Comes back with the answer.")
@@ -49,26 +45,26 @@ class InferIn(_Shape):
     parameters: InferParametersIn = InferParametersIn()
 
 
-class LiveOut(_Shape):
+class LiveOut(Strict):
     """The process lives."""
 
     live: bool
 
 
-class ReadyOut(_Shape):
+class ReadyOut(Strict):
     """It may be asked."""
 
     ready: bool
 
 
-class ModelReadyOut(_Shape):
+class ModelReadyOut(Strict):
     """The model, or one version of it, may be asked."""
 
     name: str
     ready: bool
 
 
-class ServerOut(_Shape):
+class ServerOut(Strict):
     """What answers, and what it can do beside the protocol's least."""
 
     name: str
@@ -76,7 +72,7 @@ class ServerOut(_Shape):
     extensions: list[str]
 
 
-class TensorAboutOut(_Shape):
+class TensorAboutOut(Strict):
     """A tensor's name and form; -1 stands for any length."""
 
     name: str
@@ -84,7 +80,7 @@ class TensorAboutOut(_Shape):
     shape: list[int]
 
 
-class ModelAboutOut(_Shape):
+class ModelAboutOut(Strict):
     """The model: its versions that may be asked, and its tensors."""
 
     name: str
@@ -94,7 +90,7 @@ class ModelAboutOut(_Shape):
     outputs: list[TensorAboutOut]
 
 
-class TensorOut(_Shape):
+class TensorOut(Strict):
     """An output, with its data here or behind the JSON."""
 
     name: str
@@ -104,18 +100,18 @@ class TensorOut(_Shape):
     parameters: dict[str, int] | None = None
 
 
-class InferParametersOut(_Shape):
+class InferParametersOut(Strict):
     """How much the version has learnt."""
 
     learned_through: int = Field(ge=0)
 
 
-class InferOut(_Shape):
+class InferOut(Strict):
     """An answer: `label`, `score`, `samples` are N × top, the best first; `prediction_id` is N."""
 
     id: str | None = None
     # Pydantic keeps names that begin so for itself.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
     model_name: str
     model_version: str
     parameters: InferParametersOut

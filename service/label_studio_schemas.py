@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import INTEGER_MAX
+from service.schemas import INTEGER_MAX, Strict
 
 _TASKS_MAX = 1000  # as it asks for at most
 _ANNOTATIONS_MAX = 5000  # as it tells of at most
@@ -20,8 +20,8 @@ class _Foreign(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+class _Shape(Strict):
+    model_config = ConfigDict(protected_namespaces=())
 
 
 class SetupIn(_Foreign):

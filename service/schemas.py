@@ -70,11 +70,13 @@ def _without_repeats(labels: list[str]) -> list[str]:
     return labels
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A shape of ours: the types as they are said, and nothing beside them."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class SampleFields(_Strict):
+class SampleFields(Strict):
     """What is said about a labelled picture."""
 
     label: Label = Field(description="Name of the class, as people write it.", examples=["heron"])
@@ -90,7 +92,7 @@ class SampleIn(SampleFields):
     image: Image
 
 
-class QueryFields(_Strict):
+class QueryFields(Strict):
     """What is asked about a picture."""
 
     labels: Annotated[list[Label], AfterValidator(_without_repeats)] | None = Field(
@@ -122,7 +124,7 @@ class QueryIn(QueryFields):
     image: Image
 
 
-class ReceiptOut(_Strict):
+class ReceiptOut(Strict):
     """An accepted sample."""
 
     id: str
@@ -130,7 +132,7 @@ class ReceiptOut(_Strict):
     status: Literal["accepted"]
 
 
-class ForgettingOut(_Strict):
+class ForgettingOut(Strict):
     """What a forgetting did, and in plain words what that means."""
 
     label: str | None = Field(description="The class; null where one sample was forgotten.")
@@ -146,7 +148,7 @@ class ForgettingOut(_Strict):
     stays: list[str] = Field(description="Where something of it is, and how to be rid of that.")
 
 
-class SampleOut(_Strict):
+class SampleOut(Strict):
     """What became of it: accepted, learnt (by which version), dead (why), or forgotten again."""
 
     id: str
@@ -159,25 +161,25 @@ class SampleOut(_Strict):
     report: ForgettingOut | None = Field(None, description="What a forgetting did.")
 
 
-class HoldIn(_Strict):
+class HoldIn(Strict):
     """Why learning is to wait."""
 
     reason: Text | None = Field(None, description="For people; shown by GET /learning.")
 
 
-class HeldOut(_Strict):
+class HeldOut(Strict):
     """Whether somebody holds learning, and why."""
 
     held: str | None
 
 
-class PinOut(_Strict):
+class PinOut(Strict):
     """The version that answers in place of the newest, if one is pinned."""
 
     pinned: int | None
 
 
-class PredictionOut(_Strict):
+class PredictionOut(Strict):
     """One line of an answer."""
 
     label: str
@@ -185,7 +187,7 @@ class PredictionOut(_Strict):
     samples: int = Field(ge=0, description="Labels of this class that were learnt.")
 
 
-class SharesOut(_Strict):
+class SharesOut(Strict):
     """
     One line's score as the sum of each expert's share in it.
 
@@ -201,7 +203,7 @@ class SharesOut(_Strict):
     )
 
 
-class ExemplarOut(_Strict):
+class ExemplarOut(Strict):
     """A labelled picture that the learner keeps, and how near it is."""
 
     sample_id: str
@@ -210,7 +212,7 @@ class ExemplarOut(_Strict):
     image: str = Field(description="As a data URI, at the model's size.")
 
 
-class ExplanationOut(_Strict):
+class ExplanationOut(Strict):
     """Why: what each expert has in each line, and the nearest of the pictures that are kept."""
 
     experts: list[SharesOut] = Field(description="In the order of the predictions.")
@@ -222,7 +224,7 @@ class ExplanationOut(_Strict):
     note: str | None = Field(description="Why there are none.")
 
 
-class AnswerOut(_Strict):
+class AnswerOut(Strict):
     """The most probable names, the best first, and what the answer rests on."""
 
     predictions: list[PredictionOut]
@@ -237,7 +239,7 @@ class AnswerOut(_Strict):
     explanation: ExplanationOut | None = Field(None, description="Where `explain` asked for it.")
 
 
-class ClassOut(_Strict):
+class ClassOut(Strict):
     """One learnt class; null is what is not known yet."""
 
     label: str
@@ -258,7 +260,7 @@ class OneClassOut(ClassOut):
     version: int = Field(ge=0)
 
 
-class ClassesOut(_Strict):
+class ClassesOut(Strict):
     """The learnt classes, and by which version."""
 
     classes: list[ClassOut]
@@ -266,7 +268,7 @@ class ClassesOut(_Strict):
     version: int = Field(ge=0)
 
 
-class GateOut(_Strict):
+class GateOut(Strict):
     """What held-out samples said of an adapter: its mean probability of the right names."""
 
     published: bool
@@ -276,7 +278,7 @@ class GateOut(_Strict):
     error: float | None = Field(None, ge=0, description="Standard error of the difference.")
 
 
-class VersionOut(_Strict):
+class VersionOut(Strict):
     """One version of the lineage."""
 
     version: int = Field(ge=0)
@@ -291,21 +293,21 @@ class VersionOut(_Strict):
     restored_from: int | None = Field(description="The version that an activation went back to.")
 
 
-class VersionsOut(_Strict):
+class VersionsOut(Strict):
     """The version that serves here, and the published ones, the newest first."""
 
     current: int = Field(ge=0)
     versions: list[VersionOut]
 
 
-class BacklogOut(_Strict):
+class BacklogOut(Strict):
     """What waits to be learnt."""
 
     entries: int = Field(ge=0)
     bytes: int = Field(ge=0)
 
 
-class RefusedVersionOut(_Strict):
+class RefusedVersionOut(Strict):
     """A published version that this service could not use."""
 
     version: int | None = Field(description="Null where what names the version cannot be read.")
@@ -313,7 +315,7 @@ class RefusedVersionOut(_Strict):
     tries: int
 
 
-class LearningOut(_Strict):
+class LearningOut(Strict):
     """How far learning is."""
 
     version: int = Field(ge=0)
@@ -327,7 +329,7 @@ class LearningOut(_Strict):
     refused_versions: list[RefusedVersionOut]
 
 
-class RootOut(_Strict):
+class RootOut(Strict):
     """Where everything is."""
 
     name: str
@@ -335,13 +337,13 @@ class RootOut(_Strict):
     routes: list[str]
 
 
-class AliveOut(_Strict):
+class AliveOut(Strict):
     """The process lives."""
 
     status: Literal["alive"]
 
 
-class ReadyOut(_Strict):
+class ReadyOut(Strict):
     """The service may be asked."""
 
     status: Literal["ready"]
@@ -353,7 +355,7 @@ class ReadyOut(_Strict):
     )
 
 
-class FieldErrorOut(_Strict):
+class FieldErrorOut(Strict):
     """One bad field."""
 
     field: str
@@ -361,7 +363,7 @@ class FieldErrorOut(_Strict):
     index: int | None = Field(None, ge=0, description="Of the item, when a list was sent.")
 
 
-class ProblemOut(_Strict):
+class ProblemOut(Strict):
     """An RFC 9457 problem document."""
 
     type: Literal[tuple(f"/problems/{kind}" for kind in KINDS)]  # type: ignore[valid-type]

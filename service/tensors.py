@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.problems import Problem, field_problem
-from service.schemas import INTEGER_MAX
+from service.schemas import INTEGER_MAX, Strict
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -31,11 +31,7 @@ Array = np.ndarray[Any, Any]
 Size = Field(ge=0, le=INTEGER_MAX)
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TensorParametersIn(_Shape):
+class TensorParametersIn(Strict):
     """Where a tensor's data is."""
 
     binary_data_size: int | None = Field(
@@ -43,7 +39,7 @@ class TensorParametersIn(_Shape):
     )
 
 
-class TensorIn(_Shape):
+class TensorIn(Strict):
     """A tensor, with its data here or behind the JSON."""
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from service import body, openapi
 from service.answering import Question, Questions, answered
@@ -20,6 +20,7 @@ from service.schemas import (
     Label,
     QueryFields,
     Share,
+    Strict,
     image_bytes,
     validated,
 )
@@ -30,16 +31,12 @@ _LABELS = "parameters.candidate_labels"
 _EXAMPLE = {"inputs": EXAMPLE_IMAGE, "parameters": {"candidate_labels": ["heron", "stork"]}}
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 def _none(template: Any) -> None:
     if template is not None:
         raise ValueError("is not taken: what is learnt of a name is learnt in EVERLENS_TEMPLATES")
 
 
-class ParametersIn(_Shape):
+class ParametersIn(Strict):
     """What is asked about the picture."""
 
     candidate_labels: list[Label] = Field(min_length=1, examples=[["heron", "stork"]])
@@ -48,14 +45,14 @@ class ParametersIn(_Shape):
     )
 
 
-class ZeroShotIn(_Shape):
+class ZeroShotIn(Strict):
     """A picture and the names to choose from."""
 
     inputs: Image
     parameters: ParametersIn
 
 
-class ScoredLabelOut(_Shape):
+class ScoredLabelOut(Strict):
     """One name and its probability."""
 
     label: str

@@ -17,7 +17,7 @@ from service import openapi
 from service.context import service_of
 from service.labelling import ANSWERS_MIN, ENOUGH, LABELS_N, Outlook, outlook
 from service.rendering import answer
-from service.schemas import Share, _Strict
+from service.schemas import Share, Strict
 
 router = APIRouter(tags=["insight"])
 
@@ -27,7 +27,7 @@ SUGGESTIONS_MAX = 5
 _LOOKED_BACK = 3
 
 
-class CurvePointOut(_Strict):
+class CurvePointOut(Strict):
     """How answers fared while the class had about so many labels."""
 
     samples: int = Field(ge=1, description="Labels: the middle of 1, 2 to 3, 4 to 7, …")
@@ -35,7 +35,7 @@ class CurvePointOut(_Strict):
     answers: int = Field(ge=1, description="How many were scored; beyond 255, of late.")
 
 
-class ClassLabellingOut(_Strict):
+class ClassLabellingOut(Strict):
     """One class: how its recall grew, and what labels would still add."""
 
     label: str
@@ -51,14 +51,14 @@ class ClassLabellingOut(_Strict):
     )
 
 
-class SuggestionOut(_Strict):
+class SuggestionOut(Strict):
     """A class to label next."""
 
     label: str
     why: str
 
 
-class LabellingOut(_Strict):
+class LabellingOut(Strict):
     """Each class, the classes to label next (best first), and by which version."""
 
     classes: list[ClassLabellingOut]

@@ -12,14 +12,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from everlens.settings import Settings
 from service import body, openapi
@@ -27,17 +20,13 @@ from service.context import service_of
 from service.embedding import Vector, embed
 from service.problems import Problem, field_error, field_problem, fields_problem
 from service.rendering import answer
-from service.schemas import EXAMPLE_IMAGE, NAME_LENGTH_MAX, image_bytes
+from service.schemas import EXAMPLE_IMAGE, NAME_LENGTH_MAX, Strict, image_bytes
 
 router = APIRouter(tags=["neighbours"])
 
 _DATA = "data:"
 _ANOTHER: dict[str, Any] = {"another": {"value": "text-embedding-3-small", "x-status": 404}}
 _EXAMPLE = {"input": ["a heron", f"data:image/png;base64,{EXAMPLE_IMAGE}"]}
-
-
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def _input(text: str) -> str:
@@ -57,7 +46,7 @@ Inputs = Annotated[
 ]
 
 
-class EmbeddingsIn(_Shape):
+class EmbeddingsIn(Strict):
     """Texts and pictures to be turned into vectors; token numbers are not taken."""
 
     input: Inputs = Field(
@@ -71,7 +60,7 @@ class EmbeddingsIn(_Shape):
     user: str | None = Field(None, description="Taken and not used.")
 
 
-class EmbeddingOut(_Shape):
+class EmbeddingOut(Strict):
     """The vector of one input; its length is 1."""
 
     object: Literal["embedding"]
@@ -79,14 +68,14 @@ class EmbeddingOut(_Shape):
     embedding: list[float] | str
 
 
-class UsageOut(_Shape):
+class UsageOut(Strict):
     """Tokens that the text tower read; a picture has none."""
 
     prompt_tokens: int = Field(ge=0)
     total_tokens: int = Field(ge=0)
 
 
-class EmbeddingsOut(_Shape):
+class EmbeddingsOut(Strict):
     """The vectors in the order of the inputs."""
 
     object: Literal["list"]
@@ -95,7 +84,7 @@ class EmbeddingsOut(_Shape):
     usage: UsageOut
 
 
-class ModelOut(_Shape):
+class ModelOut(Strict):
     """The base model."""
 
     id: str
@@ -104,7 +93,7 @@ class ModelOut(_Shape):
     owned_by: str
 
 
-class ModelsOut(_Shape):
+class ModelsOut(Strict):
     """All models: the one there is."""
 
     object: Literal["list"]
