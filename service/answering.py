@@ -21,7 +21,7 @@ from service.auth import Caller
 from service.batcher import Answer, Query
 from service.context import Model, Service
 from service.explaining import EXPLAINED_MAX, explanations
-from service.problems import Problem, field_error, field_problem, fields_problem
+from service.problems import Problem, field_error, field_problem, fields_problem, image_problem
 from service.schemas import FieldErrors, QueryFields, QueryIn, image_bytes, validated
 
 TAKEN = (
@@ -211,10 +211,8 @@ async def _decoded(service: Service, model: Model, questions: Questions) -> list
         else:
             pixels.append(outcome)
     if refused:
-        first = refused[0][1]
-        kind = "unsupported-image" if first.status == 415 else "damaged-image"
         errors = [field_error("image", str(error), index) for index, error in refused]
-        raise Problem(kind, str(first), errors=errors[:_ERRORS_MAX])
+        raise image_problem(refused[0][1], errors[:_ERRORS_MAX])
     return pixels
 
 

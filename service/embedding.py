@@ -14,7 +14,7 @@ from everlens.model.snapshot import Snapshot
 from everlens.pixels import Pixels
 from service.context import Model, Service
 from service.passes import Passes
-from service.problems import Problem, field_error, field_problem
+from service.problems import field_error, field_problem, image_problem
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -72,9 +72,7 @@ async def _decoded(
             try:
                 pixels[index] = await service.decoding.read(item, model.backbone.pixels)
             except ImageError as error:
-                kind = "unsupported-image" if error.status == 415 else "damaged-image"
-                errors = [field_error("input", str(error), index)]
-                raise Problem(kind, str(error), errors=errors) from error
+                raise image_problem(error, [field_error("input", str(error), index)]) from error
     return pixels
 
 

@@ -160,6 +160,12 @@ def fields_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
     )
 
 
+def image_problem(error: ImageError, errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return the 415 or 422 about pictures; `error` is the first of them."""
+    kind = "unsupported-image" if error.status == 415 else "damaged-image"
+    return Problem(kind, str(error), errors=errors)
+
+
 def pydantic_errors(error: Any, index: int | None = None) -> list[dict[str, Any]]:
     """Return pydantic's complaints as elements of `errors`, without the client's own values."""
     complaints = []
@@ -190,8 +196,7 @@ def problem_of(error: EverlensError) -> Problem:
         case LearningPaused():
             return Problem("learning-paused", str(error), retry_after_s=10)
         case ImageError():
-            kind = "unsupported-image" if error.status == 415 else "damaged-image"
-            return Problem(kind, str(error), errors=[field_error("image", str(error))])
+            return image_problem(error, [field_error("image", str(error))])
         case LearnerSilent():
             return Problem("learner-silent", str(error), retry_after_s=2)
         case LogBehind():

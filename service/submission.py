@@ -23,7 +23,7 @@ from everlens.wire import encode_rejection, encode_sample
 from service import body
 from service.auth import Caller
 from service.context import Model, Service
-from service.problems import Problem, field_error, field_problem, fields_problem
+from service.problems import field_error, field_problem, fields_problem, image_problem
 from service.schemas import FieldErrors, SampleFields, SampleIn, image_bytes, validated
 
 TAKEN = "application/json, application/x-ndjson or multipart/form-data"
@@ -204,8 +204,7 @@ async def admittable(
             field_error("image", str(error), index if offers.many else None)
             for index, error in refused
         ]
-        kind = "unsupported-image" if refused[0][1].status == 415 else "damaged-image"
-        raise Problem(kind, errors[0]["message"], errors=errors)
+        raise image_problem(refused[0][1], errors)
     return [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
 
 
