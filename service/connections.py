@@ -10,7 +10,6 @@ let slow clients shut everybody else out.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.limits import HEAD_BYTES_MAX, head_too_large
 from service.problems import Problem
+from service.rates import network
 
 # From the connection, or the first byte of a later request, to the end of the head. A head is one
 # packet; ten seconds outlast a few lost ones.
@@ -48,7 +48,7 @@ class Owing:
         self.closed = closed
         self.connections_max = connections_max
         self.count = 0
-        self._of: dict[str | int, dict[Connection, None]] = {}
+        self._of: dict[str | bytes, dict[Connection, None]] = {}
 
     def add(self, connection: Connection) -> None:
         """Note that a connection owes from now on."""
@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol):
         self.refused = refused
         self.head_s = head_s
         self.send_s = send_s
-        self.address: str | int = ""
+        self.address: str | bytes = ""
         self._refused = False
         self._in_head = True
         self._advanced = False
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         """Begin to wait for the first head."""
         super().connection_made(transport)
         self.transport = cast("asyncio.Transport", _Corked(transport, self.loop))
-        self.address = _holder(self.client[0] if self.client else "")
+        self.address = network(self.client[0] if self.client else "")
         self._head_timer = self.loop.call_later(self.head_s, self._head_is_late)
         self.owing.add(self)
 
@@ -266,8 +266,3 @@ class _Corked:
 
 
 _NOT_HTTP = Problem("bad-request", "this is not HTTP/1.1 as we read it; check what sends it")
-
-
-def _holder(host: str) -> str | int:
-    """Return who an address is counted for: an IPv6 user has a whole /64 of them."""
-    return int(ipaddress.IPv6Address(host)) >> 64 if ":" in host else host

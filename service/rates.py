@@ -34,11 +34,7 @@ class Bucket:
 
 
 class AddressBuckets:
-    """
-    A bucket for each client address, of the addresses that came last.
-
-    An IPv6 client has a whole /64 at its command, so that is what counts as one address.
-    """
+    """A bucket for each client address (see `network`), of the addresses that came last."""
 
     def __init__(self, rate_per_s: float, *, addresses_max: int = 4096) -> None:
         self.rate_per_s = rate_per_s
@@ -50,15 +46,16 @@ class AddressBuckets:
 
     def take(self, address: str, now: float) -> float:
         """Take one token of an address, as `Bucket.take`."""
-        network = _network(address)
-        bucket = self._buckets.setdefault(network, Bucket())
-        self._buckets.move_to_end(network)
+        whose = network(address)
+        bucket = self._buckets.setdefault(whose, Bucket())
+        self._buckets.move_to_end(whose)
         if len(self._buckets) > self.addresses_max:
             self._buckets.popitem(last=False)
         return bucket.take(self.rate_per_s, now)
 
 
-def _network(address: str) -> str | bytes:
+def network(address: str) -> str | bytes:
+    """Return who an address is counted for: an IPv6 client has a whole /64 at its command."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:  # a Unix socket, or a name

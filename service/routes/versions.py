@@ -12,14 +12,13 @@ from service import openapi
 from service.activation import activate, pin
 from service.context import service_of
 from service.rendering import answer
-from service.schemas import PinOut, ReceiptOut
+from service.schemas import INTEGER_MAX, PinOut, ReceiptOut
 
 router = APIRouter(tags=["versions"])
 
-_INTEGER_MAX = 2**53 - 1  # what JSON's readers agree on
-Version = Annotated[int, Path(ge=0, le=_INTEGER_MAX, description="Of GET /versions.", examples=[1])]
+Version = Annotated[int, Path(ge=0, le=INTEGER_MAX, description="Of GET /versions.", examples=[1])]
 PinnedVersion = Annotated[
-    int, Path(ge=1, le=_INTEGER_MAX, description="Of GET /versions.", examples=[1])
+    int, Path(ge=1, le=INTEGER_MAX, description="Of GET /versions.", examples=[1])
 ]
 
 
