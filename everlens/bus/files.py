@@ -19,6 +19,7 @@ from everlens.errors import ServerError
 
 FOLDER = "appendonlydir"
 _MANIFEST = "*.aof.manifest"
+_UNFINISHED = "temp-"
 _TRIES = 20
 _AGAIN_S = 0.5
 _BLOCK = 1 << 20
@@ -59,6 +60,8 @@ def copy_log(directory: Path, target: Path) -> None:
 
 def _manifest(folder: Path) -> Path:
     found = sorted(folder.glob(_MANIFEST)) if folder.is_dir() else []
+    # Beside it stands for a moment, or since the server was killed, the one that is to follow it.
+    found = [path for path in found if not path.name.startswith(_UNFINISHED)]
     if len(found) != 1:
         raise ServerError(
             f"{folder} holds no log of a Redis or Valkey server; give the directory of the server "

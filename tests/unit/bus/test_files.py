@@ -114,6 +114,18 @@ def test_a_copy_that_is_overtaken_is_made_again(
         copy_log(tmp_path / "live", tmp_path / "copy")
 
 
+def test_a_manifest_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
+    """While the server writes its log anew the next manifest stands beside the one that holds."""
+    folder = tmp_path / "live" / FOLDER
+    folder.mkdir(parents=True)
+    (folder / "one.aof").write_bytes(b"1")
+    (folder / "appendonly.aof.manifest").write_text("file one.aof seq 1 type b\n")
+    (folder / "temp-appendonly.aof.manifest").write_text("file two.aof seq 2 t")
+    copy_log(tmp_path / "live", tmp_path / "copy")
+    copied = {path.name for path in (tmp_path / "copy" / FOLDER).iterdir()}
+    assert copied == {"one.aof", "appendonly.aof.manifest"}
+
+
 def test_a_directory_without_a_log_is_told(tmp_path: Path) -> None:
     """The sentence says where the log's directory can be given."""
     with pytest.raises(ServerError, match="--log"):
