@@ -114,8 +114,8 @@ async def get_versions(
     """The published versions, the newest first."""
     service = service_of(request)
     current = service.loaded().serving.current.version
-    lineage = await service.follower.lineage()
-    return answer({"current": current, "versions": lineage[:limit]})
+    lineage = await service.follower.lineage(limit)
+    return answer({"current": current, "versions": lineage})
 
 
 @router.get(
