@@ -1,4 +1,4 @@
-"""What the learner's process is told before it starts; the compose file says the same."""
+"""What both halves are told before they start, beside settings; the compose file says the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 def learner_environment(threads: int) -> dict[str, str]:
     """Return the variables of a learner with so many threads, beside its settings."""
     return {
-        # What may wait takes the processor from nobody: `worker.rounds`, docs/performance.md.
+        # Its bits depend on the number.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         # Large buffers that come and go tear the heap between what stays: about 1 MB a sample
