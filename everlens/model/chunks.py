@@ -158,6 +158,11 @@ def build_chunk(pieces: Pieces, number: int, classes: int, metric: Metric) -> Ch
         for k, span in chunks_of(classes, EVIDENCE_CHUNK)
     ]
     counted = [_rows_of(pieces, name, rows, rows) for name, rows in evidence]
+    count_C = torch.cat([tensors["count_C"] for tensors in counted])
+    vectors = _vectors(pieces, "evidence", [name for name, _ in evidence], metric)
+    # Its score would be no number, and with it everybody's.
+    if bool(count_C[vectors.missing.cpu()].any()):
+        raise PartError("a class has labels, and a mean that points nowhere")
     record = None
     if (name := f"record/{number}") in pieces.digests:
         tensors = _rows_of(pieces, name, classes, classes)
@@ -173,9 +178,9 @@ def build_chunk(pieces: Pieces, number: int, classes: int, metric: Metric) -> Ch
         key=key,
         names=names,
         text=text,
-        count_C=torch.cat([tensors["count_C"] for tensors in counted]),
+        count_C=count_C,
         record=record,
-        evidence=_vectors(pieces, "evidence", [name for name, _ in evidence], metric),
+        evidence=vectors,
         adapter=adapter,
         tuned_text=tuned_text,
         pieces=pieces.made,

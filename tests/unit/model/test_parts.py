@@ -517,6 +517,7 @@ def test_tables_that_contradict_each_other_are_refused(version: Version) -> None
         {"evidence/0": published.encode_evidence(mean_CD, count_C[:2])},
         {"evidence/0": published.encode_evidence(mean_CD[:, :5], count_C)},
         {"evidence/0": published.encode_evidence(mean_CD, -count_C)},
+        {"evidence/0": published.encode_evidence(mean_CD * torch.tensor([[1], [1], [0]]), count_C)},
         {"evidence/0": published.encode_evidence(mean_CD, count_C.float())},
         {"evidence/0": published.encode_evidence(torch.cat([mean_CD, mean_CD]), count_C)},
         {"evidence/factor": published.encode_factor(version.evidence.factor_DD[:5])},
