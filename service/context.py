@@ -50,6 +50,9 @@ from service.task_pictures import Studio, TaskPictures
 _POLL_S = 1.0
 _ASIDE_NICENESS = 10
 
+# New names that are looked at before others are answered again: up to 0.15 ms each.
+_NAMES_A_CALL = 256
+
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +72,12 @@ class Model:
         """Return the index of the first name that is too long for the text tower, or None."""
         if self.names.all_fit(names):  # else who only teaches would wait for those who ask
             return None
-        return await self.batcher.call(lambda: self.names.first_unfit(names))
+        for start in range(0, len(names), _NAMES_A_CALL):
+            some = names[start : start + _NAMES_A_CALL]
+            unfit = await self.batcher.call(partial(self.names.first_unfit, some))
+            if unfit is not None:
+                return start + unfit
+        return None
 
 
 class Service:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from everlens.records import ID_CHARACTERS_MAX, LABEL_CHARACTERS_MAX
+from service.names import NameVectors
 from tests.unit.service.api import Api
 from tests.unit.service.test_bad_input import check_problem
 
@@ -121,3 +122,20 @@ async def test_a_name_stays_out_of_the_metrics_when_it_is_learnt(api: Api, photo
     assert (await api.client.get(f"/classes/{_SECRET}")).json()["samples"] == 1
     assert (await api.ask(photo)).json()["predictions"][0]["label"] == _SECRET
     assert _SECRET not in (await api.client.get("/metrics")).text
+
+
+async def test_new_names_are_looked_at_by_turns(api: Api, monkeypatch: pytest.MonkeyPatch):
+    """Others are answered in between; the first that is too long is found wherever it stands."""
+    looked: list[int] = []
+    first_unfit = NameVectors.first_unfit
+
+    def watched(names: NameVectors, some: list[str]) -> int | None:
+        looked.append(len(some))
+        return first_unfit(names, some)
+
+    monkeypatch.setattr(NameVectors, "first_unfit", watched)
+    asked = [f"name {number}" for number in range(900)]
+    assert await api.model.first_unfit(asked) is None
+    asked[700] = f"another {'word ' * 198}"
+    assert await api.model.first_unfit(asked) == 700
+    assert looked == [256, 256, 256, 132, 256, 256, 256]
