@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from everlens.errors import PartError
 from everlens.model.forms import all_finite
-from everlens.model.packed import BothWays, Packed, of_rows, rows_of
+from everlens.model.packed import BothWays, Packed, rows_of, with_product
 from everlens.model.tower import Top
 
 Target = nn.Linear | nn.Conv2d
@@ -103,8 +103,7 @@ class _Bent(torch.autograd.Function):
         low_NR = (rows_of(inputs) @ a.T).mul_(scale)
         context.save_for_backward(inputs, a, b, low_NR)
         context.scale, context.back = scale, product.back
-        outputs = product.there(inputs)
-        return of_rows(rows_of(outputs).addmm_(low_NR, b.T), outputs)
+        return with_product(product.there(inputs), low_NR, b.T)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,8 +113,7 @@ class _Bent(torch.autograd.Function):
         of_a, of_b = low_gradient_NR.T @ rows_of(inputs), gradient_NO.T @ low_NR
         of_inputs = None
         if context.needs_input_grad[0]:
-            of_inputs = context.back(gradients[0])
-            of_inputs = of_rows(rows_of(of_inputs).addmm_(low_gradient_NR, a), of_inputs)
+            of_inputs = with_product(context.back(gradients[0]), low_gradient_NR, a)
         return of_inputs, of_a.float(), of_b.float(), None, None
 
 

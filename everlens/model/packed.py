@@ -185,12 +185,12 @@ def rows_of(states: Tensor) -> Tensor:
     return states.reshape(-1, states.shape[-1])
 
 
-def of_rows(row_NC: Tensor, like: Tensor) -> Tensor:
-    """Return rows in the shape of the states whose `rows_of` they were."""
-    if like.ndim != 4:
-        return row_NC.view(like.shape)
-    batch, channels, height, width = like.shape
-    return row_NC.view(batch, height, width, channels).permute(0, 3, 1, 2)
+def with_product(states: Tensor, left_NR: Tensor, right_RC: Tensor) -> Tensor:
+    """Return states to whose rows a product is added, in their place unless they lie otherwise."""
+    lying = torch.channels_last if states.ndim == 4 else torch.contiguous_format
+    states = states.contiguous(memory_format=lying)  # whose rows are a view
+    rows_of(states).addmm_(left_NR, right_RC)
+    return states
 
 
 def rectified(convolution: nn.Module, inputs: Tensor) -> Tensor:

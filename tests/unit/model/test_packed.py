@@ -18,11 +18,11 @@ from everlens.model.packed import (
     PackedLinear,
     PackedPatches,
     activated,
-    of_rows,
     onto,
     pack,
     rectified,
     rows_of,
+    with_product,
 )
 from everlens.model.precision import in_precision
 from everlens.model.tower import Hidden
@@ -135,15 +135,18 @@ def test_patches_side_by_side_are_one_product(
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_rows_are_states_again(layout: torch.memory_format) -> None:
-    """A row for each place, its channels together, and back."""
-    maps = drawn(2, 5, 3, 4).to(memory_format=layout)
-    rows = rows_of(maps)
-    assert torch.equal(rows[1 * 12 + 2 * 4 + 3], maps[1, :, 2, 3])
-    assert torch.equal(of_rows(rows, maps), maps)
-    tokens = drawn(2, 7, 5)
+def test_a_product_is_added_row_by_row(layout: torch.memory_format) -> None:
+    """A row for each place, its channels together, of tokens and of maps however these lie."""
+    maps, tokens = torch.randn(2, 5, 3, 4).to(memory_format=layout), torch.randn(2, 7, 5)
+    assert torch.equal(rows_of(maps)[1 * 12 + 2 * 4 + 3], maps[1, :, 2, 3])
     assert torch.equal(rows_of(tokens)[7 + 3], tokens[1, 3])
-    assert torch.equal(of_rows(rows_of(tokens), tokens), tokens)
+    for states in (maps, tokens):
+        left, right = torch.randn(len(rows_of(states)), 2), torch.randn(2, 5)
+        expected = rows_of(states) + left @ right
+        found = with_product(states, left, right)
+        torch.testing.assert_close(rows_of(found), expected)
+        assert found.shape == states.shape
+        assert found._base is None
 
 
 @supported
