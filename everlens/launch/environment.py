@@ -17,6 +17,6 @@ def learner_environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         # Large buffers that come and go tear the heap between what stays: about 1 MB a sample
         # without these (glibc), flat with them. To map smaller ones too would double its work.
-        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+        "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     }

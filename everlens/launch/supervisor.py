@@ -140,7 +140,7 @@ class Launcher:
                 part for part in (root, os.environ.get("PYTHONPATH", "")) if part
             ),
         }
-        return os.environ | WAITING | ours
+        return WAITING | os.environ | ours  # the operator knows his machine
 
     def _start_server(self) -> str:
         began = time.monotonic()
