@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httptools
@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 # under way then.
 PATIENCE_S = 30.0
 _RECONNECT_S = 0.05
+_SAID = 300  # bytes of an answer that are told
 
 
 class LoadError(EverlensError):
@@ -65,12 +66,14 @@ class Outcome:
         latencies_s: of the 2xx answers, sorted.
         statuses: how often each status came.
         lost: requests whose connection ended before an answer.
+        refused: how the first answer begins that was not 2xx.
     """
 
     rate: float
     latencies_s: Sequence[float]
     statuses: Mapping[int, int]
     lost: int
+    refused: str
 
     @property
     def failed(self) -> int:
@@ -96,7 +99,9 @@ class Outcome:
         """
         if self.failed or not self.latencies_s:
             counts = ", ".join(f"{n} x {status}" for status, n in sorted(self.statuses.items()))
-            raise LoadError(f"not all was answered: {counts or 'no answer'}, {self.lost} lost")
+            raise LoadError(
+                f"not all was answered: {counts or 'no answer'}, {self.lost} lost. {self.refused}"
+            )
         return self
 
 
@@ -188,6 +193,7 @@ class Load:
                 latencies_s=one["latencies_s"],
                 statuses={int(status): n for status, n in one["statuses"].items()},
                 lost=one["lost"],
+                refused=one["refused"],
             )
             for one in told["outcomes"]
         ]
@@ -207,6 +213,7 @@ class _Tally:
     latencies_s: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0
+    refused: str = ""
 
 
 @dataclass(slots=True)
@@ -265,6 +272,10 @@ class _Connection(asyncio.Protocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        if self.parser.get_status_code() // 100 != 2:
+            self.tally.refused = self.tally.refused or body[:_SAID].decode(errors="replace")
 
     def on_message_complete(self) -> None:
         assert self.transport is not None
@@ -351,7 +362,13 @@ async def _asked(port: int, plan: Mapping[str, Any], streams: Sequence[Stream]) 
     for task in tasks:
         task.cancel()
     return [
-        Outcome(sum(p.rate for p in mine), sorted(tally.latencies_s), tally.statuses, tally.lost)
+        Outcome(
+            sum(p.rate for p in mine),
+            sorted(tally.latencies_s),
+            dict(tally.statuses),
+            tally.lost,
+            tally.refused,
+        )
         for tally, mine in zip(tallies, paces, strict=True)
     ]
 
@@ -370,10 +387,7 @@ def main() -> int:
     begun_s = time.process_time()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         outcomes = runner.run(_asked(plan["port"], plan, streams))
-    described = [
-        {"rate": o.rate, "latencies_s": o.latencies_s, "statuses": o.statuses, "lost": o.lost}
-        for o in outcomes
-    ]
+    described = [asdict(outcome) for outcome in outcomes]
     tell({"outcomes": described, "cpu_s": time.process_time() - begun_s})
     return 0
 

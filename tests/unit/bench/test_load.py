@@ -19,7 +19,8 @@ Reply = Callable[[int, bytes], bytes | None]  # None: hang up
 
 
 def answered(status: int) -> bytes:
-    return b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status
+    body = b"%d and why" % status
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def test_a_broken_server_is_not_a_fast_one() -> None:
     assert outcome.statuses[503] > 0
     assert outcome.rate < 2 / 0.01 * 0.6
     assert len(outcome.latencies_s) == outcome.statuses[200]
-    with pytest.raises(LoadError, match="503"):
+    with pytest.raises(LoadError, match="x 503, 0 lost. 503 and why"):
         outcome.succeeded()
 
 
