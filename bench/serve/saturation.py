@@ -11,7 +11,7 @@ from bench.serve.stage import BATCH, Stage
 from everlens.model.snapshot import base_snapshot
 
 CONCURRENCIES = (1, 8, 32, 64)
-BATCHES = (BATCH, 2 * BATCH, 4 * BATCH)
+BATCHES = (BATCH, 4 * BATCH)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 
