@@ -109,7 +109,7 @@ def test_a_broken_server_is_not_a_fast_one() -> None:
     assert outcome.statuses[503] > 0
     assert outcome.rate < 2 / 0.01 * 0.6
     assert len(outcome.latencies_s) == outcome.statuses[200]
-    with pytest.raises(LoadError, match="x 503, 0 lost. 503 and why"):
+    with pytest.raises(LoadError, match=r"x 503, 0 lost\. 503 and why"):
         outcome.succeeded()
 
 
