@@ -3,7 +3,8 @@ A batch through a version, on all cores. ③
 
 The threads of one product wait for each other some hundred times a pass, and for whoever else has
 the core. So a batch is cut into as many equal parts as there are cores and each passes on its own;
-of a picture alone the two tops do. What cannot be cut evenly is one product after the other.
+of a picture alone the two tops do. What cannot be cut evenly is one product after the other. On a
+CUDA device a batch is whole, and plays a recorded graph.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from everlens.model.runtime import fewer_threads_here, use_threads_here
 from everlens.model.snapshot import Snapshot, Views, joined
 from everlens.pixels import Pixels
+from service.graphs import Graphs, recorded
 
 
 class Passes:
@@ -23,6 +25,13 @@ class Passes:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._beside = ThreadPoolExecutor(max(1, threads - 1), "pass")
+        self._graphs: list[Graphs] = []  # of each cut that was recorded
+
+    def record(self, base: Snapshot, batch_max: int, picture: Pixels) -> None:
+        """Record the passes through the towers of this cut, on a device that plays them."""
+        graphs = recorded(base, batch_max, picture)
+        if graphs is not None:
+            self._graphs.append(graphs)
 
     def close(self) -> None:
         """End the threads that pass beside the caller's."""
@@ -30,6 +39,9 @@ class Passes:
 
     def see(self, snapshot: Snapshot, pixels: Sequence[Pixels]) -> Views:
         """Return the views of a batch; torch must have all threads where this is called."""
+        for graphs in self._graphs:
+            if graphs.fits(snapshot, len(pixels)):
+                return graphs.see(snapshot, pixels)
         if self.threads == 1 or snapshot.backbone.device.type != "cpu":
             return snapshot.see(pixels)
         if len(pixels) == 1:

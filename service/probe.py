@@ -82,11 +82,12 @@ def _first_learnt(classes: Classes, most: int) -> Sequence[int]:
 
 def warm_up(passes: Passes, snapshot: Snapshot, batch_max: int) -> None:
     """
-    Pass batches of every size once, cut as they will be.
+    Pass batches of every size once, cut or recorded as they will be.
 
     The first of each size, on each number of threads, takes several times as long.
     """
     picture = probe_picture(snapshot.backbone)
+    passes.record(snapshot, batch_max, picture)
     for pictures in range(1, batch_max + 1):
         passes.see(snapshot, [picture] * pictures)
 

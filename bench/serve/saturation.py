@@ -7,11 +7,10 @@ from functools import partial
 from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, Stage
+from bench.serve.stage import BATCH, BATCHES, Stage
 from everlens.model.snapshot import base_snapshot
 
 CONCURRENCIES = (1, 8, 32, 64)
-BATCHES = (BATCH, 4 * BATCH)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 
