@@ -74,8 +74,8 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if isinstance(self.product, BothWays):
-            half = inputs.to(torch.bfloat16)
-            bent: Tensor = _Bent.apply(half, self.A, self.B, self.scale, self.product)  # type: ignore[no-untyped-call]
+            rounded = inputs.to(self.product.there.dtype)
+            bent: Tensor = _Bent.apply(rounded, self.A, self.B, self.scale, self.product)  # type: ignore[no-untyped-call]
             return bent
         result: Tensor = self.product(inputs)
         # Scaled where it is narrow.
@@ -90,7 +90,7 @@ class LowRank(nn.Module):
 
 class _Bent(torch.autograd.Function):
     """
-    W·x + scale·B·A·x in half precision; each thin product is added where the wide one lies.
+    W·x + scale·B·A·x of packed maps; each thin product is added where the wide one lies.
 
     On their own they are written, mapped, read and added: an eleventh of a SIT step.
     """
@@ -235,7 +235,7 @@ def _sharing_copy(top: Top) -> Top:
 def _reweigh(top: Top, name: str, weight_in: Callable[[torch.dtype], Tensor]) -> None:
     module = top.get_submodule(name)
     if isinstance(module, Packed):
-        _replace(top, name, module.with_weight(weight_in(torch.bfloat16)))
+        _replace(top, name, module.with_weight(weight_in(module.dtype)))
     else:
         assert isinstance(module, Target)
         module.weight = nn.Parameter(weight_in(module.weight.dtype), requires_grad=False)

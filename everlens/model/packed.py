@@ -5,8 +5,9 @@ oneDNN brings a layer's weights into an order of its own in every call, which fo
 a fifth of the pass. Here it is done once, and what follows a product is taken before it is written: a
 `relu6`, a GELU, the sum with the states.
 
-Products and `relu6` are the same to the bit. A GELU and a sum are rounded once instead of twice, and
-patches side by side are added up in another order.
+In bfloat16 products and `relu6` are the same to the bit; a GELU and a sum are rounded once instead of
+twice. In float32 another library multiplies the plain maps, and adds up in another order, as the
+product of patches side by side does in both.
 
 The operators are those that torch's own compiler calls. They have no gradient: `BothWays` gives
 them one, with the weights packed a second time, transposed.
@@ -14,6 +15,7 @@ them one, with the weights packed a second time, transposed.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -37,6 +39,11 @@ class _Weights(nn.Module):
         # Buffers, so that a copy of the modules around them can share them.
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied."""
+        return self.packed.dtype
 
     @property
     def weight(self) -> Tensor:
@@ -161,7 +168,7 @@ class BothWays(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = _BothWays.apply(  # type: ignore[no-untyped-call]
-            inputs.to(torch.bfloat16), self.there, self.back
+            inputs.to(self.there.dtype), self.there, self.back
         )
         return result
 
@@ -218,7 +225,7 @@ def onto(states: Tensor, linear: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def pack(module: nn.Module) -> None:
-    """Put packed maps into the place of those below a module that can be: of bfloat16, on a CPU."""
+    """Put packed maps into the place of those below a module that can be packed, on a CPU."""
     for name, child in list(module.named_children()):
         if _can_be_packed(child):
             setattr(module, name, _packed(child))
@@ -232,7 +239,7 @@ def _can_be_packed(module: nn.Module) -> bool:
         return False
     weight = module.weight
     assert isinstance(weight, Tensor)
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+    if weight.device.type != "cpu" or not can_pack(weight.dtype):
         return False
     # In the other order of dimensions oneDNN adds some products up in another order.
     fitting = not isinstance(module, nn.Conv2d) or (
@@ -240,7 +247,7 @@ def _can_be_packed(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
-    return (fitting or _takes_patches(module)) and _supported()
+    return fitting or _takes_patches(module)
 
 
 def _takes_patches(module: nn.Module) -> bool:
@@ -253,9 +260,14 @@ def _takes_patches(module: nn.Module) -> bool:
     )
 
 
-def _supported() -> bool:
-    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def can_pack(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN has maps of this precision here that are worth packing."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # Elsewhere other libraries lie beneath it, with which nothing here was tried.
+    return dtype == torch.float32 and platform.machine() in {"x86_64", "AMD64"}
 
 
 def _packed(module: nn.Module) -> Packed:

@@ -1,5 +1,5 @@
 """
-A tower that answers in half precision, where the processor multiplies it. ⑨
+A tower as it answers: in half precision where the processor multiplies it, with packed weights. ⑨
 
 Measured on a CPU with bfloat16: 1.9 times the pictures a second of a ViT, at a cosine loss of
 5e-5. The head stays exact: it costs nothing, and what it gives is compared by small differences.
@@ -13,13 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everlens.model.packed import pack
+from everlens.model.packed import can_pack, pack
 from everlens.model.tower import Encoding, Hidden, Tower
 
 
 def in_precision(tower: Tower, dtype: torch.dtype) -> Tower:
-    """Return a tower whose stem and blocks compute in `dtype`; in float32 it is the same one."""
-    if dtype == torch.float32:
+    """
+    Return a tower whose stem and blocks compute in `dtype`.
+
+    In float32 it is the same one where nothing can be packed.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in tower.parameters())
+    if dtype == torch.float32 and not (on_cpu and can_pack(dtype)):
         return tower
     stem, blocks = copy.deepcopy(tower.stem).to(dtype), copy.deepcopy(tower.blocks).to(dtype)
     pack(blocks)

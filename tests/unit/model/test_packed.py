@@ -1,4 +1,4 @@
-"""Packed maps give the bits of the plain ones, and stand where they can."""
+"""Packed maps give what the plain ones give, in bfloat16 the very bits, and stand where they can."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from everlens.model.packed import (
     PackedLinear,
     PackedPatches,
     activated,
+    can_pack,
     onto,
     pack,
     rectified,
@@ -30,6 +31,9 @@ from everlens.model.tower import Hidden
 HALF = torch.bfloat16
 supported = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN multiplies no bfloat16 here"
+)
+supported_whole = pytest.mark.skipif(
+    not can_pack(torch.float32), reason="float32 is packed on x86 with oneDNN alone"
 )
 CONVOLUTIONS = {
     "1x1": nn.Conv2d(24, 48, 1),
@@ -151,7 +155,7 @@ def test_a_product_is_added_row_by_row(layout: torch.memory_format) -> None:
 
 @supported
 def test_only_what_computes_the_same_is_packed() -> None:
-    """Not float32, no subclass, no other padding; and everything below is looked at."""
+    """Not float64, no subclass, no other padding; and everything below is looked at."""
 
     class Doubled(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -166,11 +170,15 @@ def test_only_what_computes_the_same_is_packed() -> None:
             "apart": nn.Conv2d(8, 8, 3, stride=4),
         }
     )
-    pack(modules)
+    pack(modules.double())
     assert not any(isinstance(module, Packed) for module in modules.modules())
-    modules.to(HALF)
-    pack(modules)
-    assert [name for name, m in modules.named_modules() if isinstance(m, Packed)] == ["linear.0.0"]
+    for dtype in (HALF, torch.float32):
+        packed = copy.deepcopy(modules).to(dtype)
+        pack(packed)
+        if can_pack(dtype):
+            assert [name for name, m in packed.named_modules() if isinstance(m, Packed)] == [
+                "linear.0.0"
+            ]
 
 
 @supported
@@ -220,3 +228,61 @@ def test_both_ways_have_the_gradient_of_the_plain_map(kind: str) -> None:
         gradients.append(asked.grad)
     assert torch.equal(*outputs)
     torch.testing.assert_close(gradients[0], gradients[1], atol=0.02, rtol=2**-7)
+
+
+def whole_copy(module: nn.Module) -> nn.Module:
+    """Return the module with its maps packed in float32."""
+    holder = nn.ModuleList([copy.deepcopy(module)]).requires_grad_(False)
+    pack(holder)
+    assert isinstance(holder[0], Packed)
+    return holder[0]
+
+
+def assert_float32(found: Tensor, exact: Tensor) -> None:
+    """Assert that numbers of float32 are the exact ones but for the order of some hundred sums."""
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@supported_whole
+@pytest.mark.parametrize("rows", [1, 3, 50, 400])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_of_float32(rows: int, bias: bool) -> None:
+    """Alone, under a GELU and onto the states: what float64 gives."""
+    linear = nn.Linear(96, 160, bias=bias)
+    packed = whole_copy(linear)
+    inputs, states = drawn(2, rows, 96).float(), drawn(2, rows, 160, seed=1).float()
+    exact = copy.deepcopy(linear).double()(inputs.double())
+    assert_float32(packed(inputs), exact)
+    assert_float32(activated(nn.GELU(), packed, inputs), functional.gelu(exact))
+    assert_float32(onto(states, packed, inputs), states.double() + exact)
+
+
+@supported_whole
+@pytest.mark.parametrize("kind", [*CONVOLUTIONS, "patches"])
+def test_a_convolution_of_float32(kind: str) -> None:
+    """Rectified or not, and of patches side by side: what float64 gives."""
+    plain = CONVOLUTIONS.get(kind, nn.Conv2d(24, 32, (5, 3), stride=(5, 3)))
+    plain = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    packed = whole_copy(plain)
+    inputs = (5 * drawn(2, 24, 15, 15).float()).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(plain).double()(inputs.double())
+    assert_float32(packed(inputs), exact)
+    assert_float32(rectified(packed, inputs), functional.relu6(exact))
+
+
+@supported_whole
+@pytest.mark.parametrize("kind", ["linear", "1x1"])
+def test_both_ways_of_float32(kind: str) -> None:
+    """The gradient of the input is that of float64."""
+    plain = nn.Linear(24, 48) if kind == "linear" else copy.deepcopy(CONVOLUTIONS["1x1"])
+    plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    packed = whole_copy(plain)
+    assert isinstance(packed, Packed)
+    inputs = (drawn(2, 24, 5, 5) if kind == "1x1" else drawn(7, 24)).float().requires_grad_()
+    exact = inputs.detach().double().requires_grad_()
+    BothWays(packed)(inputs).square().sum().backward()
+    plain.double()(exact).square().sum().backward()
+    assert inputs.grad is not None
+    assert exact.grad is not None
+    assert_float32(inputs.grad, exact.grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,13 +44,28 @@ def test_half_precision_says_nearly_the_same(backbone: Backbone) -> None:
 
 
 def test_the_base_stays_exact(backbone: Backbone) -> None:
-    """Halving copies: the tower that adapters are tuned on keeps its very weights."""
+    """Halving and packing copy: the tower that adapters are tuned on keeps its very weights."""
     before = {name: (t.data_ptr(), t.dtype) for name, t in backbone.image_tower.named_parameters()}
+    in_precision(backbone.image_tower, torch.float32)
     tower = in_precision(backbone.image_tower, torch.bfloat16)
     after = {name: (t.data_ptr(), t.dtype) for name, t in backbone.image_tower.named_parameters()}
     assert before == after
     tensors = (*tower.blocks.parameters(), *tower.blocks.buffers())
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+
+
+def test_packed_in_float32_it_says_the_same(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a processor without bfloat16 answers: the plain tower's numbers but for the order of sums."""
+    pictures = [crops(name, 1, backbone.pixels.size)[0] for name in PHOTOGRAPHS[:3]]
+    plain = in_float32(backbone)
+    packed = replace(plain, answering_tower=in_precision(backbone.image_tower, torch.float32))
+    views = [base_snapshot(b, backbone.top_blocks).see(pictures) for b in (plain, packed)]
+    for ours, theirs in zip(*views, strict=True):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr("everlens.model.precision.can_pack", lambda _: False)
     assert in_precision(backbone.image_tower, torch.float32) is backbone.image_tower
 
 
