@@ -3,8 +3,9 @@ Many queries, one forward pass: a queue and the one thread that runs the model. 
 
 The thread takes what waits and never sets a timer while idle. It lingers, for at most a tenth of
 a forward pass, only while pictures are being decoded: else a closed circle of clients falls into
-two half-filled batches that take turns for ever. The current snapshot is looked up once a batch,
-so a hot swap takes effect between two batches and never within one.
+two half-filled batches that take turns for ever. Where many wait a batch is as large as is fastest.
+The current snapshot is looked up once a batch, so a hot swap takes effect between two batches and
+never within one.
 
 Shape suffixes: B pictures, K candidates of one query, T lines of an answer, X experts.
 """
@@ -31,6 +32,7 @@ from everlens.model.runtime import use_threads_here
 from everlens.model.snapshot import Ranked, Snapshot, Views, joined
 from everlens.pixels import Pixels
 from service.ahead import Seen
+from service.batch_sizes import BatchSizes
 from service.metrics import Metrics
 from service.names import NameVectors
 from service.passes import Passes
@@ -125,7 +127,7 @@ class Batcher:
         self.serving = serving
         self.names = names
         self.metrics = metrics
-        self.batch_max = batch_max
+        self.sizes = BatchSizes(batch_max)
         self.queued_max = queued_max
         self._queue: queue.SimpleQueue[_Ask | _Call | None] = queue.SimpleQueue()
         self._queued = 0
@@ -206,9 +208,11 @@ class Batcher:
     def _take(self) -> list[_Ask | _Call | None]:
         """Return what waits, up to a full batch; block while nothing does."""
         items = [self._queue.get()]
+        # Of what waits half at most is a large batch: who asks again after it finds the next one there.
+        full = max(self.sizes.small, self.sizes.choose((1 + self._queue.qsize()) // 2))
         pictures = _pictures(items[0])
         deadline = time.monotonic() + min(_LINGER_S_MAX, _LINGER_SHARE * self._forward_s)
-        while pictures < self.batch_max and items[-1] is not None:
+        while pictures < full and items[-1] is not None:
             linger_s = deadline - time.monotonic() if pictures and self._decoding else 0.0
             try:
                 items.append(self._queue.get(block=linger_s > 0, timeout=max(0.0, linger_s)))
@@ -267,11 +271,15 @@ class Batcher:
 
     def _forward(self, snapshot: Snapshot, pixels: list[Pixels]) -> Views:
         """Return the views of these pictures; a long list is seen a batch at a time."""
-        slices = []
-        for start in range(0, len(pixels), self.batch_max):
-            part = pixels[start : start + self.batch_max]
-            started = time.monotonic()
+        slices, rest = [], pixels
+        while rest:
+            size = self.sizes.choose(len(rest))
+            part, rest = rest[:size], rest[size:]
+            started, used = time.monotonic(), time.thread_time()
             slices.append(self.passes.see(snapshot, part))
+            # In this thread's own time: on the clock a pass takes longer the more requests come
+            # meanwhile, and that is what smaller batches let come.
+            self.sizes.timed(size, time.thread_time() - used)
             self._forward_s = time.monotonic() - started
             self.metrics.forward_seconds.observe(self._forward_s)
             self.metrics.batch_pictures.observe(len(part))

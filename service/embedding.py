@@ -43,8 +43,8 @@ async def embed(
         pictures = await _decoded(service, model, items)
         # One short call after the other, so that others are answered in between.
         places = list(pictures)
-        for start in range(0, len(places), batcher.batch_max):
-            some = places[start : start + batcher.batch_max]
+        for start in range(0, len(places), batcher.sizes.small):
+            some = places[start : start + batcher.sizes.small]
             pixels = [pictures[index] for index in some]
             seen = await batcher.call(partial(_picture_vectors, batcher.passes, base, pixels))
             vectors |= zip(some, seen, strict=True)

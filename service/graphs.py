@@ -22,6 +22,7 @@ from torch.nn import functional
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Top
 from everlens.pixels import Pixels
+from service.batch_sizes import doubling
 
 _SLOTS = 2  # the version that answers, and one more that is asked for by its number
 _PASSES_BEFORE = 3  # what libraries choose and allocate in the first ones cannot be recorded
@@ -168,17 +169,12 @@ class OnDevice:
         return views, graph.replay
 
 
-def sizes_up_to(batch_max: int) -> list[int]:
-    """Return the sizes that are recorded: doubling, so that less than half of a batch is filling."""
-    return [*(1 << k for k in range((batch_max - 1).bit_length())), batch_max]
-
-
 def recorded(base: Snapshot, batch_max: int, picture: Pixels) -> Graphs | None:
     """Return the recorded passes of a CUDA device; None on a CPU, and where recording fails."""
     if base.backbone.device.type != "cuda":
         return None
     try:
-        graphs = Graphs(base, sizes_up_to(batch_max), OnDevice(base.backbone.device))
+        graphs = Graphs(base, doubling(1, batch_max), OnDevice(base.backbone.device))
         graphs.check(picture)
     except Exception as error:  # of the driver, of memory, of a model that waits for the device
         log.warning("passes are not recorded as CUDA graphs, which is slower: %s", error)

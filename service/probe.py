@@ -20,6 +20,7 @@ from everlens.model.classes import CHUNK, Classes, Table
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden, Top
 from everlens.pixels import Pixels
+from service.batch_sizes import SMALL
 from service.passes import Passes
 
 # Classes that are asked for where there are more than one chunk of them. Their numbers were all looked
@@ -82,13 +83,14 @@ def _first_learnt(classes: Classes, most: int) -> Sequence[int]:
 
 def warm_up(passes: Passes, snapshot: Snapshot, batch_max: int) -> None:
     """
-    Pass batches of every size once, cut or recorded as they will be.
+    Record passes where a device plays them, and pass batches of each small size once.
 
-    The first of each size, on each number of threads, takes several times as long.
+    The first of each size, on each number of threads, takes several times as long. Larger ones pass
+    where many wait, who then wait for one such pass: a start would wait for all of them.
     """
     picture = probe_picture(snapshot.backbone)
     passes.record(snapshot, batch_max, picture)
-    for pictures in range(1, batch_max + 1):
+    for pictures in range(1, min(SMALL, batch_max) + 1):
         passes.see(snapshot, [picture] * pictures)
 
 

@@ -12,10 +12,11 @@ from bench.load import Load, Stream, http_request, run_load
 from bench.measure import interleaved, ratio_of, spread_of
 from bench.running import Process, service, until, worker
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, JPEG, LABELS, Stage
+from bench.serve.stage import JPEG, LABELS, Stage
+from service.batch_sizes import SMALL
 
 MUST = 0.85
-CONCURRENCY = 2 * BATCH
+CONCURRENCY = 2 * SMALL
 _NAMESPACE = "learning"
 _FIRST = 8  # samples a class that the worker has in hand before it is measured
 _OFFERED = 8

@@ -12,8 +12,9 @@ from typing import Any
 from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, Stage, milliseconds
+from bench.serve.stage import Stage, milliseconds
 from everlens.model.snapshot import Snapshot
+from service.batch_sizes import SMALL
 from service.batcher import Batcher, Query
 from service.metrics import Metrics
 from service.names import NameVectors
@@ -59,8 +60,8 @@ async def _median_s(snapshot: Snapshot, queries: list[Query], seconds: float) ->
         Serving(snapshot),
         NameVectors(snapshot.backbone),
         Metrics(),
-        batch_max=BATCH,
-        queued_max=BATCH,
+        batch_max=SMALL,
+        queued_max=SMALL,
     )
     await batcher.ask(queries[:1])
     taken: list[float] = []

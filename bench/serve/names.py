@@ -15,9 +15,10 @@ from torch.nn import functional
 from bench.measure import interleaved, ratio_of, seconds_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, Stage, milliseconds
+from bench.serve.stage import Stage, milliseconds
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import base_snapshot
+from service.batch_sizes import SMALL
 from service.batcher import Batcher, Query
 from service.metrics import Metrics
 from service.names import NameVectors
@@ -88,7 +89,7 @@ async def _encoded_again(stage: Stage) -> int:
     """Return how many text passes the second query with the same new names takes."""
     backbone = stage.backbone
     serving = Serving(base_snapshot(backbone, backbone.top_blocks))
-    batcher = Batcher(serving, NameVectors(backbone), Metrics(), batch_max=BATCH, queued_max=BATCH)
+    batcher = Batcher(serving, NameVectors(backbone), Metrics(), batch_max=SMALL, queued_max=SMALL)
     query = Query(bare.decoded(stage.bodies[0], backbone.pixels), _WORDS, 1)
     with _counted(backbone) as passes:
         await batcher.ask([query])

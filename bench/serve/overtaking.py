@@ -24,7 +24,7 @@ from everlens.model.backbone import STARTER
 
 MUST = 1.3
 # Without batches more connections only queue: a plain handler is asked by the first number.
-CONCURRENCIES = (8, 32)
+CONCURRENCIES = (8, 32, 64)
 _OURS = "everlens"
 _PLAIN = "plain"
 

@@ -7,8 +7,9 @@ from functools import partial
 from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
-from bench.serve.stage import BATCH, BATCHES, Stage
+from bench.serve.stage import BATCHES, Stage
 from everlens.model.snapshot import base_snapshot
+from service.batch_sizes import SMALL
 
 CONCURRENCIES = (1, 8, 32, 64)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
@@ -89,7 +90,7 @@ def _bare(
     *,
     frozen: bool,
     top_blocks: int | None = None,
-    batch: int = BATCH,
+    batch: int = SMALL,
     share: float = 1.0,
 ) -> float:
     k = top_blocks or stage.backbone.top_blocks

@@ -24,6 +24,7 @@ from everlens.model.backbone import Backbone, load_backbone
 from everlens.model.runtime import choose_device, set_threads
 from everlens.model.snapshot import Snapshot
 from everlens.settings import Settings
+from service.batch_sizes import SMALL
 from service.passes import Passes
 from service.probe import probe_picture
 
@@ -32,8 +33,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 # What `version=0` and the peers are asked to choose from.
 LABELS = ("cat", "dog", "rocket", "cup", "face", "tree", "house", "car", "bird", "ship")
 ZERO_SHOT = "?" + urlencode([("version", 0), *(("labels", name) for name in LABELS)])
-BATCH = int(Settings.model_fields["max_batch"].default)
-BATCHES = (BATCH, 4 * BATCH)  # of the bare model
+BATCHES = (SMALL, int(Settings.model_fields["max_batch"].default))  # of the bare model
 
 
 @dataclass(frozen=True, slots=True)

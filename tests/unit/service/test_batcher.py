@@ -106,6 +106,24 @@ async def test_each_query_gets_its_own_answer(base, watch):
         assert found(answer) == pytest.approx(expected(base, picture), abs=1e-5)
 
 
+async def test_a_crowd_is_seen_in_larger_batches(watch):
+    """Of 40 that wait 16 pass together, once eight did: the rest is there when they are answered."""
+    async with watch(batch_max=32) as watched:
+        watched.batcher.sizes.timed(8, 8.0)
+        watched.batcher.sizes.timed(8, 8.0)
+        watched.gate.clear()
+        first = asyncio.create_task(watched.ask(*pictures(1)))
+        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(watched.ask(picture)) for picture in pictures(40)]
+        await asyncio.sleep(0.05)
+        watched.gate.set()
+        answers = await asyncio.gather(first, *rest)
+    assert len(answers) == 41
+    assert watched.sizes[:3] == [1, 16, 8]
+    assert sum(watched.sizes) == 41
+    assert watched.sizes[3:] == [8, 8]
+
+
 async def test_what_waits_becomes_one_batch(watch):
     """While a forward pass runs, the queries that come are gathered for the next."""
     async with watch() as watched:

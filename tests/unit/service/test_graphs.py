@@ -22,7 +22,8 @@ from everlens.model.backbone import Backbone, load_backbone
 from everlens.model.snapshot import Snapshot, Views, base_snapshot
 from everlens.model.tower import Top
 from service import graphs as module
-from service.graphs import GraphError, Graphs, OnDevice, Replay, recorded, sizes_up_to
+from service.batch_sizes import doubling
+from service.graphs import GraphError, Graphs, OnDevice, Replay, recorded
 from service.passes import Passes
 from service.probe import probe_picture
 
@@ -79,7 +80,7 @@ def assert_same(views: Views, expected: Views) -> None:
 def test_a_batch_is_filled_up(exact: Backbone, tuned: list[Snapshot], count: int) -> None:
     """A batch between two sizes takes the larger one; only its own pictures come back."""
     base = base_snapshot(exact, exact.top_blocks)
-    graphs = Graphs(base, sizes_up_to(6), by_passing)
+    graphs = Graphs(base, doubling(1, 6), by_passing)
     for snapshot in (base, tuned[0]):
         graphs.see(snapshot, pictures(exact, 6))  # whose rest lies in the places above
         shown = pictures(exact, count)
@@ -141,14 +142,6 @@ def test_a_recording_that_gives_something_else_is_not_played(exact: Backbone) ->
     Graphs(base, [1, 2], by_passing).check(probe_picture(exact))
     with pytest.raises(GraphError, match="a batch of 1 has cosine"):
         Graphs(base, [1, 2], forgetful).check(probe_picture(exact))
-
-
-@pytest.mark.parametrize(
-    ("most", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])]
-)
-def test_sizes_double(most: int, sizes: list[int]) -> None:
-    """Every size up to the greatest batch has one that is at most twice as large."""
-    assert sizes_up_to(most) == sizes
 
 
 def test_a_processor_has_nothing_to_record(tiny_clip: Backbone) -> None:
