@@ -13,9 +13,9 @@ import math
 SMALL = 8  # pictures that pass together, if so many wait, whatever they take
 
 _NEWEST = 0.25  # weight of the last pass in what is remembered of a size
-# With each pass what is remembered of the other sizes shrinks, so that each is tried again now and
-# then, for less than a hundredth of the time.
-_FORGOTTEN = 0.999
+# What is remembered of a size that does not pass shrinks by this share with as many pictures, so
+# that it is tried again now and then: all sizes together for a hundredth of the time.
+_FORGOTTEN = 0.002
 
 
 class BatchSizes:
@@ -46,7 +46,9 @@ class BatchSizes:
             return
         newest_s = seconds / pictures
         before_s = self._picture_s.pop(pictures, newest_s)
-        self._picture_s = {size: _FORGOTTEN * s for size, s in self._picture_s.items()}
+        for size in self._picture_s:
+            share = _FORGOTTEN / (len(self._sizes) - 1) * pictures / size
+            self._picture_s[size] *= max(0.0, 1.0 - share)
         self._picture_s[pictures] = before_s + _NEWEST * (newest_s - before_s)
 
 

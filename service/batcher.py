@@ -42,9 +42,9 @@ from service.serving import Serving
 _LINGER_S_MAX = 0.020
 _LINGER_SHARE = 0.1
 
-# New names of one request are computed in slices of this length, so that a request with a
-# thousand of them does not keep the others waiting; so many at once, since a pass over one short
-# name takes as long as reading all weights does.
+# New names are computed in slices of this length before each pass, so that a request with a
+# thousand of them, or many with one, do not keep the others waiting; so many at once, since a pass
+# over one short name takes as long as reading all weights does.
 _NAMES_S = 0.050
 _NAMES_TOGETHER = 8
 
@@ -223,11 +223,12 @@ class Batcher:
 
     def _answer(self, asks: list[_Ask]) -> None:
         current = self.serving.current
+        deadline = time.monotonic() + _NAMES_S
         ready = []
         for ask in asks:
             if ask.future.cancelled():
                 continue
-            found = _outcome(partial(self._found_names, ask))
+            found = _outcome(partial(self._found_names, ask, deadline))
             if isinstance(found, Exception):
                 self._deliver([(ask.future, found)])
             elif found:
@@ -250,9 +251,8 @@ class Batcher:
             )
         self._deliver(delivered)
 
-    def _found_names(self, ask: _Ask) -> bool:
+    def _found_names(self, ask: _Ask, deadline: float) -> bool:
         """Look up or compute the vectors of all names; False when the slice of time is over."""
-        deadline = time.monotonic() + _NAMES_S
         wanted = dict.fromkeys(name for query in ask.queries for name in query.labels or ())
         new = []
         for name in wanted.keys() - ask.vectors.keys():
@@ -264,7 +264,7 @@ class Batcher:
         # By length, since a pass is as long as its longest name.
         new.sort(key=lambda name: (len(name), name))
         for start in range(0, len(new), _NAMES_TOGETHER):
-            if start and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 return False
             ask.vectors |= self.names.compute(new[start : start + _NAMES_TOGETHER])
         return True
@@ -275,11 +275,13 @@ class Batcher:
         while rest:
             size = self.sizes.choose(len(rest))
             part, rest = rest[:size], rest[size:]
-            started, used = time.monotonic(), time.thread_time()
+            # Of a processor the thread's own time decides: on the clock a pass takes longer the more
+            # requests come meanwhile, and smaller batches let more of them come.
+            on_cpu = snapshot.backbone.device.type == "cpu"
+            clock = time.thread_time if on_cpu else time.monotonic
+            started, begun = time.monotonic(), clock()
             slices.append(self.passes.see(snapshot, part))
-            # In this thread's own time: on the clock a pass takes longer the more requests come
-            # meanwhile, and that is what smaller batches let come.
-            self.sizes.timed(size, time.thread_time() - used)
+            self.sizes.timed(size, clock() - begun)
             self._forward_s = time.monotonic() - started
             self.metrics.forward_seconds.observe(self._forward_s)
             self.metrics.batch_pictures.observe(len(part))

@@ -120,6 +120,7 @@ class Graphs:
         """Return the slot that holds a tuned top, copied into the older one where none does."""
         slot = next((slot for slot in self._slots if slot.holds is tuned), self._slots[0])
         if slot.holds is not tuned:
+            slot.holds = None  # until all of it lies there
             slot.top.blocks.load_state_dict(tuned.blocks.state_dict())
             slot.holds = tuned
         self._slots.remove(slot)
@@ -163,8 +164,12 @@ class OnDevice:
                     see()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may allocate meanwhile: what they ask for is not a part of the pass.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Other threads may allocate meanwhile: what they ask for is not a part of the pass. A
+            # recording that fails leaves its stream in place; the outer one is put back all the same.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 views = see()
         return views, graph.replay
 

@@ -70,6 +70,8 @@ def measure(stage: Stage) -> Findings:
 def _tops(stage: Stage) -> dict[tuple[int, bool], list[float]]:
     """Return rates by k and whether the frozen model is alone, of shorter measurements."""
     most = len(stage.backbone.image_tower.blocks)
+    for k in {min(_THIN_TOP, most), stage.backbone.top_blocks}:
+        stage.snapshot(k)  # made, and on a device recorded, before anything is timed
     cases = {
         f"{k} {frozen}": (k, frozen)
         for k in {min(_THIN_TOP, most), stage.backbone.top_blocks}

@@ -24,7 +24,7 @@ from everlens.model.backbone import Backbone, load_backbone
 from everlens.model.runtime import choose_device, set_threads
 from everlens.model.snapshot import Snapshot
 from everlens.settings import Settings
-from service.batch_sizes import SMALL
+from service.batch_sizes import SMALL, doubling
 from service.passes import Passes
 from service.probe import probe_picture
 
@@ -33,7 +33,8 @@ JPEG = {"Content-Type": "image/jpeg"}
 # What `version=0` and the peers are asked to choose from.
 LABELS = ("cat", "dog", "rocket", "cup", "face", "tree", "house", "car", "bird", "ship")
 ZERO_SHOT = "?" + urlencode([("version", 0), *(("labels", name) for name in LABELS)])
-BATCHES = (SMALL, int(Settings.model_fields["max_batch"].default))  # of the bare model
+# Of the bare model: those that the service takes where many wait.
+BATCHES = doubling(SMALL, int(Settings.model_fields["max_batch"].default))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,8 @@ class Stage:
             versions = Versions(self.backbone, classes, top_blocks=k)
             first = versions.first()
             snapshot = served(self.backbone, first)
-            self.passes.record(snapshot, BATCHES[-1], probe_picture(self.backbone))
+            if k not in {cut for cut, _ in self._known}:  # one of this cut fits them all
+                self.passes.record(snapshot, BATCHES[-1], probe_picture(self.backbone))
             self._known[k, classes] = Known(versions, first.manifest, snapshot)
         return self._known[k, classes]
 

@@ -21,10 +21,11 @@ def in_precision(tower: Tower, dtype: torch.dtype) -> Tower:
     """
     Return a tower whose stem and blocks compute in `dtype`.
 
-    In float32 it is the same one where nothing can be packed.
+    In float32 it is the same one where nothing can be packed: else its weights are there twice.
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in tower.parameters())
-    if dtype == torch.float32 and not (on_cpu and can_pack(dtype)):
+    packs = on_cpu and can_pack(dtype) and len(tower.blocks) > 0
+    if dtype == torch.float32 and not packs:
         return tower
     stem, blocks = copy.deepcopy(tower.stem).to(dtype), copy.deepcopy(tower.blocks).to(dtype)
     pack(blocks)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from everlens.errors import ModelError
+from everlens.model.packed import can_pack
 
 
 def set_threads(threads: int) -> None:
@@ -85,7 +86,10 @@ def precision_of(device: torch.device) -> torch.dtype:
 def fingerprint_of_numerics(threads: int) -> str:
     """Return what the bits of a result depend on besides the inputs: versions, CPU, threads."""
     capability = torch.backends.cpu.get_cpu_capability()
-    precision = str(precision_of(torch.device("cpu"))).removeprefix("torch.")
+    dtype = precision_of(torch.device("cpu"))
+    precision = str(dtype).removeprefix("torch.")
+    if dtype == torch.float32 and can_pack(dtype):
+        precision += " packed"  # by another library, which adds up in another order
     return f"torch {torch.__version__}, {capability}, {precision}, {threads} threads"
 
 

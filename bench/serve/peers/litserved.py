@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--labels", nargs="+", required=True)
     server = litserve.LitServer(ZeroShot(parser.parse_args()), accelerator="cpu")
     server.run(

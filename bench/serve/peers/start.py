@@ -29,6 +29,8 @@ _INFINITY = (
     "click==8.1.8",
 )
 
+_LITSERVE_BATCHES = (8, 32)  # as small as ours are, and as large as they may become
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -39,11 +41,13 @@ class Peer:
         name: in the table.
         kind: plain, litserve or infinity.
         precision: of its weights, as torch names it.
+        batch: pictures in one pass at most, of LitServe, which wants to be told.
     """
 
     name: str
     kind: str
     precision: str = "float32"
+    batch: int = 0
 
 
 def peers(*, installed: bool, bfloat16: bool) -> list[Peer]:
@@ -54,10 +58,14 @@ def peers(*, installed: bool, bfloat16: bool) -> list[Peer]:
         installed: also those that need an environment of their own.
         bfloat16: also the stronger variants, where the processor multiplies bfloat16.
     """
-    kinds = [("plain FastAPI", "plain"), *([("LitServe", "litserve")] if installed else [])]
-    found = [Peer(f"{name}, float32", kind) for name, kind in kinds]
-    if bfloat16:
-        found += [Peer(f"{name}, bfloat16", kind, "bfloat16") for name, kind in kinds]
+    found = []
+    for precision in ("float32", "bfloat16")[: 1 + bfloat16]:
+        found.append(Peer(f"plain FastAPI, {precision}", "plain", precision))
+        if installed:
+            found += [
+                Peer(f"LitServe, {precision}, batches of {batch}", "litserve", precision, batch)
+                for batch in _LITSERVE_BATCHES
+            ]
     if installed:
         found.append(Peer("infinity, float32", "infinity"))
     return found
@@ -78,7 +86,7 @@ def running(
     # Each as its documentation has it: threads and waiting are its own defaults.
     environment = plain_environment() | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     path = "/openapi.json" if peer.kind == "plain" else "/health"
-    name = f"{peer.kind}-{peer.precision}"
+    name = f"{peer.kind}-{peer.precision}-{peer.batch}"
     ready = partial(_answers, f"http://{HOST}:{port}{path}")
     with started(name, words, folder, environment, port=port, ready=ready) as process:
         yield process
@@ -93,20 +101,14 @@ def _words(
             return [sys.executable, "-P", _HERE / "plain.py", *asked, *labels]
         case "litserve":
             python = python_with(environments / "litserve", _LITSERVE)
-            return [python, "-P", _HERE / "litserved.py", *asked, *labels]
+            batches = ["--batch", str(peer.batch)]
+            return [python, "-P", _HERE / "litserved.py", *batches, *asked, *labels]
     python = python_with(environments / "infinity", _INFINITY)
     folder = environments / "infinity" / "clip"
-    words: list[str | Path] = [
-        python,
-        "-P",
-        _HERE / "infinity_served.py",
-        folder,
-        "v2",
-        "--model-id",
-        folder,
-    ]
-    words += ["--engine", "torch", "--device", "cpu", "--dtype", "float32"]
-    return [*words, "--no-bettertransformer", "--port", str(port), "--host", HOST]
+    words = "--engine torch --device cpu --dtype float32 --no-bettertransformer".split()
+    words += ["--port", str(port), "--host", HOST]
+    model_is = ["--model-id", folder]
+    return [python, "-P", _HERE / "infinity_served.py", folder, "v2", *model_is, *words]
 
 
 def stream(peer: Peer, bodies: Sequence[bytes], connections: int) -> Stream:
