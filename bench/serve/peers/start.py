@@ -105,10 +105,9 @@ def _words(
             return [python, "-P", _HERE / "litserved.py", *batches, *asked, *labels]
     python = python_with(environments / "infinity", _INFINITY)
     folder = environments / "infinity" / "clip"
-    words = "--engine torch --device cpu --dtype float32 --no-bettertransformer".split()
-    words += ["--port", str(port), "--host", HOST]
-    model_is = ["--model-id", folder]
-    return [python, "-P", _HERE / "infinity_served.py", folder, "v2", *model_is, *words]
+    served = _HERE / "infinity_served.py", folder, "v2", "--model-id", folder
+    engine = "--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"
+    return [python, "-P", *served, *engine, "--port", str(port), "--host", HOST]
 
 
 def stream(peer: Peer, bodies: Sequence[bytes], connections: int) -> Stream:
