@@ -11,7 +11,7 @@ from bench.serve.stage import BATCHES, Stage
 from everlens.model.snapshot import base_snapshot
 from service.batch_sizes import SMALL
 
-CONCURRENCIES = (1, 8, 32, 64)
+CONCURRENCIES = (8, 32, 64)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 

@@ -118,14 +118,15 @@ class Job:
 
 def until_settled(client: httpx.Client) -> None:
     """Wait until the learner has nothing to do: all learnt, its adapter published."""
-    deadline, before = time.monotonic() + 60, None
+    deadline, before, since = time.monotonic() + 120, None, time.monotonic()
     while time.monotonic() < deadline:
         learning = client.get("/learning").json()
         now = (learning["version"], learning["learner"].get("version"))
-        if now == before and now[0] == now[1] and learning["backlog"]["entries"] == 0:
+        if now != before or now[0] != now[1] or learning["backlog"]["entries"]:
+            before, since = now, time.monotonic()
+        elif time.monotonic() > since + 12:  # longer than the learner waits for its idle adapter
             return
-        before = now
-        time.sleep(4)  # longer than the learner waits before it publishes an idle adapter
+        time.sleep(2)
     raise AssertionError("the learner does not settle")
 
 
