@@ -154,7 +154,7 @@ def stopped_server(ground: Ground, stopped_s: float) -> None:
         slowest_s = max(answer.result() for answer in answers)
         time.sleep(max(0.0, until_s - time.monotonic()))
     ground.server.signal(signal.SIGCONT)
-    ground.wait(0.5)
+    ground.wait(2.0)  # what queued meanwhile is worked off first
     for k in range(len(answers)):
         must(ground.post(f"while-{k}").status_code < 300, "a repeat is not accepted")
     ground.end_clients(clients)
