@@ -178,8 +178,9 @@ class Loop:
         if self.stream.held:
             time.sleep(_HELD_S)
             return None
-        if self.progress.adapter_due and not self._publish_adapter():
-            return None
+        if self.progress.adapter_due:
+            self._publish_adapter()
+            return None  # to keep up first: where the log is away, this version is not the head yet
         if self.rounds.owed >= OWED_MAX:
             self.adapter_clock.commit_taken(wait_s=_TUNING_S)
             return None
@@ -256,15 +257,14 @@ class Loop:
         fit, dead = sorted_out(batch.samples, learn)
         return replace(batch, samples=fit, dead=[*batch.dead, *dead])
 
-    def _publish_adapter(self) -> bool:
-        """Let the adapter clock publish; return False when told to stop before."""
+    def _publish_adapter(self) -> None:
+        """Let the adapter clock publish, unless told to stop before."""
         if not self._all_is_out():
-            return False
+            return
         started = time.monotonic()
         self.adapter_clock.publish()
         self._publish_soon()
         self._adapter_s = time.monotonic() - started
-        return True
 
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""

@@ -66,7 +66,12 @@ class Outbox:
 
     @contextmanager
     def version(self, manifest: Manifest, parts: dict[str, bytes]) -> Iterator[StateFile]:
-        """Commit the next version with what is written inside; `send` brings it to the head then."""
+        """
+        Commit the next version with what is written inside; `send` brings it to the head then.
+
+        The last version is the head: of two that are not, only the second could be made again.
+        """
+        assert self.unpublished is None
         self._advance(manifest)
         with self.commit() as state:
             yield state

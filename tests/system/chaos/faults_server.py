@@ -100,6 +100,22 @@ def reply_stalled(ground: Ground) -> None:
     ground.verify()
 
 
+@case(needs=["publications_broken"])
+def publication_broken(ground: Ground) -> None:
+    """A version whose publication is cut is the head before the next one is made, while samples wait."""
+    proxy = ground.use_proxy()
+    ground.server.start()
+    ground.create_log()
+    ground.admit(samples(24))
+    for mode in ("cut-request", "drop-reply", "half-reply"):
+        for about in (b'"gate": null', b'"gate": {'):  # of evidence, of an adapter
+            proxy.arm(mode, about)
+    ground.start_worker()
+    ground.verify()
+    must(sum(proxy.broken.values()) == 6, f"only {proxy.broken} were broken")
+    ground.tally.add("publications_broken", 6)
+
+
 # The server
 
 

@@ -262,7 +262,7 @@ class Ground:
         self.namespace = "chaos"
         self.data_dir = directory
         self.server = LogServer(directory / "redis")
-        self.log_url = ""  # another address for the service, such as a proxy's
+        self.log_url = ""  # another address for worker and service, such as a proxy's
         self.port = free_port()
         self.worker: Forked | None = None
         self.service: Forked | None = None
@@ -299,7 +299,7 @@ class Ground:
     def environment(self, **changed: str) -> dict[str, str]:
         """Return the settings of a process as its environment."""
         settings = self.settings | {
-            "redis_url": self.server.url,
+            "redis_url": self.log_url or self.server.url,
             "namespace": self.namespace,
             "data_dir": str(self.data_dir),
             "port": str(self.port),
@@ -330,10 +330,9 @@ class Ground:
 
     def fork_service(self, name: str = "service", **changed: str) -> Forked:
         """Return a new service beside the others; not yet ready."""
-        log_url = self.log_url or self.server.url
         child = self.zygote.fork(
             "service",
-            self.environment(**({"redis_url": log_url} | changed)),
+            self.environment(**changed),
             self.directory / f"{name}.log",
             mutations=[m for m in self.mutations if m in _OF_SERVICE],
             conditions=[c for c in self.conditions if c != "short-lease"],
@@ -470,7 +469,7 @@ class Ground:
         return other
 
     def use_proxy(self) -> Proxy:
-        """Put a proxy between the service and the server; call before the service starts."""
+        """Put a proxy between the server and those who are started after this."""
         proxy = Proxy(self.server.socket, self.directory / "proxy.sock")
         self.log_url = proxy.url
         self.ends.append(proxy.close)

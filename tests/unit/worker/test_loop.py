@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -340,6 +341,48 @@ def test_log_that_goes_away_during_the_start_is_waited_for(
     assert 12 == again.learner.samples
     assert (again.progress.version, again.progress.digest) == Publisher(again.stream).head()
     assert b"" == bench.client.hget(bench.keys.meta, "paused")
+
+
+class Spoilt:
+    """An exchange with the log that fails once, executed or not."""
+
+    def __init__(self, real: Callable[..., None], spoilt: int, *, executed: bool) -> None:
+        self.real, self.spoilt, self.executed = real, spoilt, executed
+        self.calls = 0
+
+    def __call__(self, *arguments: object) -> None:
+        self.calls += 1
+        if self.calls != self.spoilt or self.executed:
+            self.real(*arguments)
+        if self.calls == self.spoilt:
+            raise LogUnavailable("gone for a moment")
+
+
+@pytest.mark.parametrize("lost", ["request", "reply"])
+@pytest.mark.parametrize("step", ["publish", "trim"])
+def test_no_version_is_committed_before_the_last_one_is_the_head(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str, lost: str
+) -> None:
+    """A log that goes away for one exchange, whichever, is sent that version before the next."""
+    pace = replace(PACE, adapter_every_rounds=1)
+    bench.admit(digit_samples(8))
+    through = run_to(bench.loop("through", pace=pace), 8)
+    assert 4 == through.progress.version  # of which two are an adapter's
+
+    for spoilt in range(1, 1 + through.progress.version):
+        copy = fresh_bench(bench, f"-{spoilt}")
+        copy.admit(digit_samples(8))
+        loop = copy.loop(f"away-{spoilt}", pace=pace)
+        owner = loop.outbox.publisher if step == "publish" else loop.stream
+        exchange = Spoilt(getattr(owner, step), spoilt, executed=lost == "reply")
+        monkeypatch.setattr(owner, step, exchange)
+        run_to(loop, 8)
+        loop._keep_up()
+
+        assert exchange.calls > spoilt
+        assert_same_bits(through, loop)
+        assert (loop.progress.version, loop.progress.digest) == loop.outbox.publisher.head()
+        loop.close()
 
 
 def test_start_makes_up_for_a_trim_that_was_cut_short(bench: Bench) -> None:
