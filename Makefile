@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Half of an installation was compiling 19,000 files, of which a few thousand are ever imported.
 export PIP_COMPILE := 0
+# Then they must be kept: else each of some hundred processes compiles them anew, for 1 to 2 s.
+export PYTHONDONTWRITEBYTECODE :=
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 TOOLS := $(VENV)/tools

@@ -78,9 +78,10 @@ class Generations:
             StateError: it was written by another everlens.
         """
         copies = [copy for copy in self.copies if copy.exists()]
+        taken: Path | None = None
         if not self.path.exists() and copies:
             log.error("%s is gone", self.path)
-            self._take(copies[0])
+            self._take(taken := copies[0])
         while True:
             try:
                 file = _verified(self.path)
@@ -90,9 +91,14 @@ class Generations:
                 return file
             except DamagedState as error:
                 log.error("%s", error)  # noqa: TRY400 - the sentence says it all
-                self._set_aside()
-                if copies:
-                    self._take(copies.pop(0))
+                _set_aside(self.path)
+                if taken is not None:  # else the next copy would push a whole one out for it
+                    _set_aside(taken)
+                    copies.remove(taken)
+                    self.newest, self.kept = self._cursors()
+                taken = copies[0] if copies else None
+                if taken is not None:
+                    self._take(taken)
 
     def forget(self) -> None:
         """Delete the copies: the log no longer has what they lack."""
@@ -160,10 +166,11 @@ class Generations:
         self._unfinished.replace(self.path)
         _sync(self.path.parent)
 
-    def _set_aside(self) -> None:
-        """Keep a damaged file for whoever wants to look at it, the last one alone."""
-        if self.path.exists():
-            self.path.replace(self.path.with_suffix(".damaged"))
+
+def _set_aside(path: Path) -> None:
+    """Keep a damaged file for whoever wants to look at it, the last one alone."""
+    if path.exists():
+        path.replace(path.with_suffix(".damaged"))
 
 
 def _cursor_of(copy: Path) -> int:

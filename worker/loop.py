@@ -180,7 +180,7 @@ class Loop:
             return None
         if self.progress.adapter_due:
             self._publish_adapter()
-            return None  # to keep up first: where the log is away, this version is not the head yet
+            return None
         if self.rounds.owed >= OWED_MAX:
             self.adapter_clock.commit_taken(wait_s=_TUNING_S)
             return None
@@ -258,13 +258,18 @@ class Loop:
         return replace(batch, samples=fit, dead=[*batch.dead, *dead])
 
     def _publish_adapter(self) -> None:
-        """Let the adapter clock publish, unless told to stop before."""
+        """
+        Let the adapter clock publish, unless told to stop before.
+
+        Raises:
+            LogUnavailable: the version is committed and not the head yet; no batch may come before.
+        """
         if not self._all_is_out():
             return
         started = time.monotonic()
         self.adapter_clock.publish()
-        self._publish_soon()
         self._adapter_s = time.monotonic() - started
+        self._keep_up()
 
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""

@@ -11,6 +11,7 @@ from worker.outbox import Outbox
 from worker.rounds import Rounds
 
 _REPORT_S = 10.0  # between two reports at most, so that whoever looks knows the age of a silence
+_AGAIN_S = 1.0  # behind one that did not arrive
 
 
 @dataclass(slots=True)
@@ -64,7 +65,8 @@ class Report:
         learner, progress = self.outbox.learner, self.outbox.progress
         prequential = learner.scoring.prequential
         disk = shutil.disk_usage(self.outbox.state.path.parent)
-        self._sent_at = time.monotonic()
+        now = time.monotonic()
+        self._sent_at = now - _REPORT_S + _AGAIN_S  # where this one is lost
         self.outbox.stream.report(
             {
                 "reported_at": round(time.time(), 3),
@@ -93,3 +95,4 @@ class Report:
                 "numerics": self.numerics,
             }
         )
+        self._sent_at = now

@@ -62,9 +62,13 @@ def reaching_the_log() -> Iterator[None]:
         redis.exceptions.NoPermissionError,
         redis.exceptions.OutOfMemoryError,
         redis.exceptions.ReadOnlyError,
+        redis.exceptions.NoScriptError,  # restarted between a script's loading and its call
     ) as error:
         raise LogUnavailable(f"the log does not answer: {error}") from error
     except redis.ResponseError as error:
-        if not str(error).startswith("ACL failure"):  # of a script; it has no class of its own
-            raise
-        raise LogUnavailable(f"the log does not let this user: {error}") from error
+        # These have no class of their own.
+        if str(error).startswith("ACL failure"):  # of a script
+            raise LogUnavailable(f"the log does not let this user: {error}") from error
+        if str(error).startswith("BUSY "):  # with a script that takes longer than a reply may
+            raise LogUnavailable(f"the log does not answer: {error}") from error
+        raise

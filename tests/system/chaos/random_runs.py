@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
+from everlens.bus.scripts import script
 from tests.system.chaos.campaign import case
 from tests.system.chaos.faults_worker import damage_file
 from tests.system.chaos.ground import Ground, until
@@ -16,6 +18,11 @@ from tests.system.chaos.points import POINTS
 from tests.system.chaos.proxy import MODES, Proxy
 
 ACTIONS = 30
+# Every script's call carries its digest. The worker calls most of them, and most often.
+_EXCHANGES = [
+    hashlib.sha1(script(name).encode()).hexdigest().encode()
+    for name in ("admit", "admit", "publish", "store", "trim", "lease")
+] + [b""]
 _PAUSE_S = 0.35  # at most, between two actions
 
 
@@ -63,7 +70,7 @@ def stop_service(ground: Ground, proxy: Proxy) -> None:
 
 def break_exchange(ground: Ground, proxy: Proxy) -> None:
     proxy.release()
-    proxy.arm(ground.rng.choice(MODES), ground.rng.choice((b"EVALSHA", b"")))
+    proxy.arm(ground.rng.choice(MODES), ground.rng.choice(_EXCHANGES))
 
 
 def damage_state(ground: Ground, proxy: Proxy) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import stat
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import redis
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.admission import Admission, AdmissionLimits, Admittable
-from everlens.bus.connect import connect, connect_async
+from everlens.bus.connect import connect, connect_async, reaching_the_log
 from everlens.bus.durability import check_durable
 from everlens.bus.keys import Keys
 from everlens.bus.server import EmbeddedServer
@@ -635,3 +636,35 @@ def test_the_embedded_server_is_its_owners_alone(tmp_path: Path) -> None:
             assert client.config_get("port") == {"port": "0"}
     finally:
         embedded.stop()
+
+
+def _ping_for_ever(client: redis.Redis) -> None:
+    with reaching_the_log():
+        while True:
+            client.ping()
+
+
+def test_a_server_busy_with_a_script_is_waited_for(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """It answers nobody else then; the next try may find it free."""
+    before = client.config_get("busy-reply-threshold")
+    client.config_set("busy-reply-threshold", 10)
+    other = connect(server.url)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            endless = pool.submit(other.eval, "while true do end", 0)
+            with pytest.raises(LogUnavailable, match="BUSY"):
+                _ping_for_ever(client)
+            client.script_kill()
+            with pytest.raises(redis.ResponseError, match="killed"):
+                endless.result()
+    finally:
+        other.close()
+        client.config_set("busy-reply-threshold", str(before["busy-reply-threshold"]))
+
+
+def test_a_server_that_forgot_a_script_is_asked_again(client: redis.Redis) -> None:
+    """It was restarted right behind the script's loading."""
+    with pytest.raises(LogUnavailable), reaching_the_log():
+        client.evalsha("0" * 40, 0)

@@ -105,9 +105,14 @@ def test_damage_of_state_and_newest_copy_falls_back_twice(bench: Bench) -> None:
     through = run_to(copy.loop("through"), 48)
     loop = learnt(bench, 36)
     overwritten(loop.generations.path, 0.5, 100_000)
-    halved(loop.generations.copies[0])
+    newest, older = loop.generations.copies
+    overwritten(newest, 0.5, 100_000)  # its cursor can be read, and counts for nothing
 
     again = bench.loop(pace=COPIES)
+    assert 0 == again.generations.kept
+    assert older.exists()  # the next copy pushes no whole one out
+    assert not newest.exists()
+    assert newest.with_suffix(".damaged").exists()
     bench.admit(digit_samples(48)[36:])
     run_to(again, 48)
     assert_same_bits(through, again)

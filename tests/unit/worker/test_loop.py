@@ -346,22 +346,23 @@ def test_log_that_goes_away_during_the_start_is_waited_for(
 class Spoilt:
     """An exchange with the log that fails once, executed or not."""
 
-    def __init__(self, real: Callable[..., None], spoilt: int, *, executed: bool) -> None:
+    def __init__(self, real: Callable[..., Any], spoilt: int, *, executed: bool) -> None:
         self.real, self.spoilt, self.executed = real, spoilt, executed
         self.calls = 0
 
-    def __call__(self, *arguments: object) -> None:
+    def __call__(self, *arguments: object) -> Any:
         self.calls += 1
+        answer = None
         if self.calls != self.spoilt or self.executed:
-            self.real(*arguments)
+            answer = self.real(*arguments)
         if self.calls == self.spoilt:
             raise LogUnavailable("gone for a moment")
+        return answer
 
 
 @pytest.mark.parametrize("lost", ["request", "reply"])
-@pytest.mark.parametrize("step", ["publish", "trim"])
 def test_no_version_is_committed_before_the_last_one_is_the_head(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str, lost: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """A log that goes away for one exchange, whichever, is sent that version before the next."""
     pace = replace(PACE, adapter_every_rounds=1)
@@ -369,11 +370,15 @@ def test_no_version_is_committed_before_the_last_one_is_the_head(
     through = run_to(bench.loop("through", pace=pace), 8)
     assert 4 == through.progress.version  # of which two are an adapter's
 
-    for spoilt in range(1, 1 + through.progress.version):
-        copy = fresh_bench(bench, f"-{spoilt}")
+    exchanges = [("publish", n) for n in range(1, through.progress.version)]
+    exchanges += [(step, 2) for step in ("head", "missing", "store", "collect")]
+    exchanges += [(step, 2) for step in ("trim", "report", "hold", "read")]
+    for step, spoilt in exchanges:
+        copy = fresh_bench(bench, f"-{step}-{spoilt}")
         copy.admit(digit_samples(8))
-        loop = copy.loop(f"away-{spoilt}", pace=pace)
-        owner = loop.outbox.publisher if step == "publish" else loop.stream
+        loop = copy.loop(f"away-{step}-{spoilt}", pace=pace)
+        publisher, stream = loop.outbox.publisher, loop.stream
+        owner = publisher if hasattr(publisher, step) else stream
         exchange = Spoilt(getattr(owner, step), spoilt, executed=lost == "reply")
         monkeypatch.setattr(owner, step, exchange)
         run_to(loop, 8)
