@@ -244,8 +244,9 @@ def test_death_after_an_adapter_was_held_back_repeats_the_version(
         monkeypatch.undo()
         hold_everything_back(monkeypatch)
     else:
-        monkeypatch.setattr(Loop, "_publish_soon", lambda _: None)
-        dying._publish_adapter()
+        monkeypatch.setattr(Publisher, "publish", away)
+        with pytest.raises(LogUnavailable):
+            dying._publish_adapter()
         monkeypatch.undo()
         hold_everything_back(monkeypatch)
         assert dying.unpublished is not None
@@ -261,6 +262,10 @@ def test_death_after_an_adapter_was_held_back_repeats_the_version(
 
 def fail(*_: object, **__: object) -> None:
     raise OSError("pulled the plug")
+
+
+def away(*_: object) -> None:
+    raise LogUnavailable("gone")
 
 
 def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
