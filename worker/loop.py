@@ -182,8 +182,9 @@ class Loop:
             self._publish_adapter()
             return None
         if self.rounds.owed >= OWED_MAX:
-            self.adapter_clock.commit_taken(wait_s=_TUNING_S)
+            self._wait_for_a_round()
             return None
+        self.rounds.waited_for = False
         return self._next_batch()
 
     def _begin(self) -> bool:
@@ -296,8 +297,14 @@ class Loop:
             if self._stopping():
                 return False
             self._publish_soon()  # and renew the lease
-            self.adapter_clock.commit_taken(wait_s=_TUNING_S)
+            self._wait_for_a_round()
+        self.rounds.waited_for = False
         return True
+
+    def _wait_for_a_round(self) -> None:
+        """Wait a moment for one. Behind it wait entries: of a few, each is somebody's; of many, none."""
+        self.rounds.waited_for = 0 < self.stream.seq - self.progress.cursor < self.pace.batch_size
+        self.adapter_clock.commit_taken(wait_s=_TUNING_S)
 
     def _publish_before_next(self) -> bool:
         """Wait until the last committed version is the head; return False when told to stop."""

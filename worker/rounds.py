@@ -6,7 +6,8 @@ bits are the same whenever it is computed; but a sample that comes meanwhile is 
 once, and does not wait for seconds of gradients. Only the publication of an adapter waits for all.
 
 It stands back: where cores are short, answers go first, and so does the loop, which brings a label into
-the answers.
+the answers. But when a label waits for a round, which a busy machine can make twenty times as long, the
+next step of it is taken as an answer would be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import queue
 import signal
 import threading
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,6 +55,9 @@ class Rounds:
         learner: whose tuner takes them; nobody else may touch that while any is owed.
         attempts: counts a round that was begun and never ended.
         threads: of torch.
+
+    Attributes:
+        waited_for: whether somebody waits for one, so that it does not stand back.
     """
 
     def __init__(self, learner: Learner, attempts: Attempts, threads: int) -> None:
@@ -60,6 +65,7 @@ class Rounds:
         self.attempts = attempts
         self.threads = threads
         self.owed = 0
+        self.waited_for = False
         self._waiting: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
         self._taken: queue.SimpleQueue[Taken | BaseException] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -119,23 +125,32 @@ class Rounds:
 
     def _run(self) -> None:
         try:
-            stand_back_with(self.threads)
-            while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
-                self.attempts.begin(drawn.batch)
-                self._before_a_step(drawn)
-                losses = self.learner.take(drawn, partial(self._before_a_step, drawn))
-                self._deadline = float("inf")
-                if self._stopping.is_set():
-                    return
-                self._taken.put(Taken(drawn.batch, losses, self.learner.tuner.state()))
+            use_threads_here(self.threads)
+            with ThreadPoolExecutor(
+                1, "patient tuning", initializer=partial(stand_back_with, self.threads)
+            ) as patient:
+                while (drawn := self._waiting.get()) is not None and not self._stopping.is_set():
+                    self.attempts.begin(drawn.batch)
+                    losses = self._stepped(drawn, patient)
+                    if self._stopping.is_set():
+                        return
+                    self._taken.put(Taken(drawn.batch, losses, self.learner.tuner.state()))
         except BaseException as error:
-            self._deadline = float("inf")
             self._taken.put(error)
 
-    def _before_a_step(self, drawn: Round) -> bool:
-        """Wind the clock up; return whether to stop."""
-        self._deadline = time.monotonic() + allowed_s(drawn.pictures)
-        return self._stopping.is_set()
+    def _stepped(self, drawn: Round, patient: Executor) -> list[float]:
+        """Take the steps of a round, as far as nobody stops it; return the losses."""
+        losses: list[float] = []
+        try:
+            for step in drawn.steps:
+                if self._stopping.is_set():
+                    break
+                self._deadline = time.monotonic() + allowed_s(drawn.pictures)
+                take = partial(self.learner.take, step)
+                losses += take() if self.waited_for else patient.submit(take).result()
+        finally:
+            self._deadline = float("inf")
+        return losses
 
 
 def stand_back_with(threads: int) -> None:

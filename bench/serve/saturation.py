@@ -11,8 +11,8 @@ from bench.serve.stage import BATCHES, Stage
 from everlens.model.snapshot import base_snapshot
 from service.batch_sizes import SMALL
 
-# By one short load each nobody could choose between them: neighbours move a rate by a third. So it is
-# as many connections as the largest batch has pictures; the first load chooses kernels for its batches.
+# One short load each cannot choose between them: neighbours move a rate by a third. So it is as many
+# connections as the largest batch has pictures.
 CONCURRENCIES = (8, 32)
 SATURATED = CONCURRENCIES[-1]
 OVER_BARE, SECOND_TOP = 0.95, 1.25

@@ -51,6 +51,7 @@ class Stream:
         self.epoch = ""
         self.fence = 0
         self.held = ""  # why somebody holds learning, as of the last `hold`; empty if nobody does
+        self.seq = 0  # the last number given, likewise
         self._control = client.register_script(script("control"))
         self._lease = client.register_script(script("lease"))
         self._pause = client.register_script(script("pause"))
@@ -146,6 +147,7 @@ class Stream:
         if self.fence and fence != self.fence:
             raise Fenced("another learner held the log in between; this one stops")
         self.epoch, self.fence, self.held = epoch, fence, text(answer[2])
+        self.seq = int(answer[3])
         return True
 
     def read(self, cursor: int, count: int) -> list[Entry]:

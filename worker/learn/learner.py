@@ -234,9 +234,9 @@ class Learner:
         drawn = self.tuner.draw(waiting, self.replay, self.batch, len(self.class_names))
         return drawn if drawn.draws else None
 
-    def take(self, drawn: Round, stopping: Callable[[], bool] = lambda: False) -> list[float]:
+    def take(self, drawn: Round) -> list[float]:
         """Take the steps of a round, in the order in which rounds were drawn; return the losses."""
-        return self.tuner.take(drawn, self._text_vector, self._prompt, stopping)
+        return self.tuner.take(drawn, self._text_vector, self._prompt)
 
     def tune(self) -> list[float]:
         """Draw a round and take it at once; return the losses."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -50,6 +50,11 @@ class Round:
     batch: int
     classes: int  # known when it was drawn
     draws: list[Draw]
+
+    @property
+    def steps(self) -> list[Round]:
+        """The same in rounds of one step, to be taken one after the other."""
+        return [replace(self, draws=[draw]) for draw in self.draws]
 
     @property
     def pictures(self) -> int:
@@ -147,7 +152,6 @@ class Tuner:
         drawn: Round,
         text_vector: Callable[[Exemplar], Tensor],
         prompt: Callable[[Exemplar], str],
-        stopping: Callable[[], bool] = lambda: False,
     ) -> list[float]:
         """
         Take the steps of a round; return the loss of each.
@@ -156,12 +160,9 @@ class Tuner:
             drawn: the round; each is taken once, in the order in which they were drawn.
             text_vector: the frozen unit vector of an exemplar's text.
             prompt: its text in words, for a tuned text tower.
-            stopping: asked before each step; once true, the rest and this tuner are left as they are.
         """
         losses = []
         for draw in drawn.draws:
-            if stopping():
-                break
             if self.losses is not None:
                 self.losses.make_room(drawn.classes)
             loss = self._step(draw, drawn, text_vector, prompt)

@@ -12,6 +12,6 @@ local holder = redis.call('GET', lease)
 if holder and holder ~= ARGV[2] then return {'HELD', tostring(redis.call('PTTL', lease))} end
 redis.call('SET', lease, ARGV[2], 'PX', ARGV[3])
 local held = state[5] or ''  -- why nothing new may be taken up
-if state[3] == ARGV[2] then return {'OK', state[2], held} end
+if state[3] == ARGV[2] then return {'OK', state[2], held, state[4]} end
 redis.call('HSET', meta, 'holder', ARGV[2])
-return {'OK', tostring(redis.call('HINCRBY', meta, 'fence', 1)), held}
+return {'OK', tostring(redis.call('HINCRBY', meta, 'fence', 1)), held, state[4]}

@@ -15,10 +15,11 @@ import pytest
 from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh_bench, run_to
 from tests.unit.worker.test_loop import assert_same_bits
 from worker.learn.learner import Learner
-from worker.learn.tuning import Round
+from worker.learn.tuning import Draw, Round
 from worker.poison import Attempts
 from worker.rounds import NICENESS, OWED_MAX, Rounds
 
+STEPS = [Draw(step, [], []) for step in range(2)]
 # No adapter is published in these runs.
 PATIENT = replace(PACE, adapter_every_rounds=100)
 
@@ -53,18 +54,21 @@ def test_evidence_does_not_wait_for_tuning(bench: Bench, monkeypatch: pytest.Mon
     loop.close()
 
 
+@pytest.mark.parametrize(("behind", "waited_for"), [(8, False), (2, True)])
 def test_a_backlog_is_learnt_no_faster_than_it_is_tuned(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, behind: int, *, waited_for: bool
 ) -> None:
-    """So many rounds may be owed and not one more; then the log waits."""
+    """So many rounds may be owed and not one more; then the log waits, and for few entries somebody."""
     gate = Gate(monkeypatch)
-    bench.admit(digit_samples(4 * (OWED_MAX + 2)))
+    bench.admit(digit_samples(4 * OWED_MAX + behind))
     loop = bench.loop(pace=PATIENT)
     looks = iter(range(20))  # at a log that has more, once so many are owed
     loop.run(lambda: loop.rounds.owed >= OWED_MAX and next(looks, None) is None)
     assert (loop.rounds.owed, loop.progress.cursor) == (OWED_MAX, 4 * OWED_MAX)
+    assert waited_for == loop.rounds.waited_for
     gate.opened.set()
-    run_to(loop, 4 * (OWED_MAX + 2))
+    run_to(loop, 4 * OWED_MAX + behind)
+    assert not loop.rounds.waited_for
     loop.close()
 
 
@@ -117,7 +121,7 @@ def test_a_round_that_hangs_ends_the_process(
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         rounds = Rounds(Hanging(), Attempts(tmp_path / "attempts"), 1)  # type: ignore[arg-type]
-        rounds.put(Round(1, 1, []))
+        rounds.put(Round(1, 1, STEPS))
         while True:
             rounds.taken(wait_s=0.02)
     _, status = os.waitpid(child, 0)
@@ -127,7 +131,7 @@ def test_a_round_that_hangs_ends_the_process(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a niceness of each thread")
 def test_rounds_stand_back(tmp_path: Any) -> None:
-    """Rounds are nicer than the thread that asks for them."""
+    """Rounds are nicer than the thread that asks for them, unless somebody waits for one."""
     found: list[int] = []
 
     class Learner:
@@ -138,10 +142,12 @@ def test_rounds_stand_back(tmp_path: Any) -> None:
             return [1.0]
 
     rounds = Rounds(Learner(), Attempts(tmp_path / "attempts"), 1)  # type: ignore[arg-type]
-    rounds.put(Round(1, 1, []))
-    assert len(rounds.taken(wait_s=5)) == 1
+    for waited_for in (False, True):
+        rounds.waited_for = waited_for
+        rounds.put(Round(1, 1, STEPS))
+        assert [[1.0, 1.0]] == [taken.losses for taken in rounds.taken(wait_s=5)]
     rounds.close()
-    assert found == [min(19, os.nice(0) + NICENESS)]
+    assert found == [min(19, os.nice(0) + NICENESS)] * 2 + [os.nice(0)] * 2
 
 
 def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
@@ -150,7 +156,7 @@ def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
     class Learner:
         tuner = type("Tuner", (), {"state": lambda _: {}})()
 
-        def take(self, drawn: Round, _: object) -> list[float]:
+        def take(self, drawn: Round) -> list[float]:
             if drawn.batch == 2:
                 raise RuntimeError("poison")
             return [1.0]
@@ -158,7 +164,7 @@ def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
     attempts = Attempts(tmp_path / "attempts")
     rounds = Rounds(Learner(), attempts, 1)  # type: ignore[arg-type]
     for batch in (1, 2):
-        rounds.put(Round(batch, 1, []))
+        rounds.put(Round(batch, 1, STEPS))
     rounds._thread.join(5)  # type: ignore[union-attr]
     assert [taken.batch for taken in rounds.taken(wait_s=5)] == [1]
     attempts.done(1)
