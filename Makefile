@@ -43,11 +43,12 @@ env: $(RUNTIME) ## only install what running needs
 dev: $(DEV) ## only install what running and testing needs
 
 # On two workers, a file at a time. Whole systems wait for their starts, their disks and each other:
-# beside each other they wait at the same time.
+# beside each other they wait at the same time. The chaos campaign keeps both cores busy by itself.
 SIDE_BY_SIDE = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: check ## run the checks, then all tests
 	@$(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)
-	@$(SIDE_BY_SIDE) --ignore tests/unit $(PYTEST_ARGS)
+	@$(SIDE_BY_SIDE) --ignore tests/unit -m "not alone" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m alone tests/system $(PYTEST_ARGS)
 
 chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--only F7")
 	@$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)

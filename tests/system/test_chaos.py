@@ -49,6 +49,7 @@ def test_every_fault_has_a_case_and_every_case_a_verdict() -> None:
     assert "FAILED" not in said
 
 
+@pytest.mark.alone
 @pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -56,7 +57,7 @@ def test_every_fault_has_a_case_and_every_case_a_verdict() -> None:
 def test_fast_campaign() -> None:
     """No case fails, nothing acknowledged is lost or doubled, and every mutation is caught."""
     campaign = subprocess.run(
-        [sys.executable, "-m", "tests.system.chaos", "--fast", "--seeds", "3", "--jobs", "2"],
+        [sys.executable, "-m", "tests.system.chaos", "--fast", "--seeds", "3", "--jobs", "3"],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
