@@ -47,8 +47,8 @@ dev: $(DEV) ## only install what running and testing needs
 SIDE_BY_SIDE = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: check ## run the checks, then all tests
 	@$(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)
-	@$(SIDE_BY_SIDE) --ignore tests/unit -m "not alone" $(PYTEST_ARGS)
-	@$(BIN)/python -m pytest -m alone tests/system $(PYTEST_ARGS)
+	@$(SIDE_BY_SIDE) --ignore tests/unit $(PYTEST_ARGS) -m "not alone"
+	@$(BIN)/python -m pytest tests/system $(PYTEST_ARGS) -m alone
 
 chaos: $(DEV) ## the whole chaos campaign, a quarter of an hour (CHAOS_ARGS="--only F7")
 	@$(BIN)/python -m tests.system.chaos $(CHAOS_ARGS)

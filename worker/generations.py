@@ -81,7 +81,7 @@ class Generations:
         taken: Path | None = None
         if not self.path.exists() and copies:
             log.error("%s is gone", self.path)
-            self._take(taken := copies[0])
+            self._take(taken := copies.pop(0))
         while True:
             try:
                 file = _verified(self.path)
@@ -92,11 +92,12 @@ class Generations:
             except DamagedState as error:
                 log.error("%s", error)  # noqa: TRY400 - the sentence says it all
                 _set_aside(self.path)
-                if taken is not None:  # else the next copy would push a whole one out for it
+                # A full or failing disk says nothing of the copy. A damaged one would make the next
+                # copy push the whole one out.
+                if taken is not None and not isinstance(error.__cause__, sqlite3.OperationalError):
                     _set_aside(taken)
-                    copies.remove(taken)
                     self.newest, self.kept = self._cursors()
-                taken = copies[0] if copies else None
+                taken = copies.pop(0) if copies else None
                 if taken is not None:
                     self._take(taken)
 

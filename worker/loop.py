@@ -46,6 +46,7 @@ log = logging.getLogger("everlens.worker")
 _AWAY_S = 0.2  # between two attempts while the log does not answer
 _HELD_S = 0.2  # between two looks while somebody holds learning
 _TUNING_S = 0.05  # likewise, while a round of tuning must end
+_PATIENCE_S = 2.0  # of a few entries that wait for a round which stands back
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Loop:
         self._saved: Progress | None = None  # as the state file had it
         self._restored = False
         self._stopping: Callable[[], bool] = lambda: False
+        self._blocked_since: float | None = None  # a few entries, by rounds that are owed
         self._adapter_s = 0.0  # what the last publication of an adapter took
         self.begun = False  # whether this learner holds the log
 
@@ -182,9 +184,10 @@ class Loop:
             self._publish_adapter()
             return None
         if self.rounds.owed >= OWED_MAX:
-            self._wait_for_a_round()
+            self._wait_for_rounds(1)
             return None
-        self.rounds.waited_for = False
+        self._blocked_since = None
+        self.rounds.ahead = 0
         return self._next_batch()
 
     def _begin(self) -> bool:
@@ -263,14 +266,16 @@ class Loop:
         Let the adapter clock publish, unless told to stop before.
 
         Raises:
-            LogUnavailable: the version is committed and not the head yet; no batch may come before.
+            LogUnavailable: the version is committed, and may not be the head; no batch may come before.
         """
         if not self._all_is_out():
             return
         started = time.monotonic()
         self.adapter_clock.publish()
-        self._adapter_s = time.monotonic() - started
-        self._keep_up()
+        try:
+            self._keep_up()
+        finally:
+            self._adapter_s = time.monotonic() - started
 
     def _keep_up(self) -> None:
         """Renew the lease; publish and trim what is committed and not yet so."""
@@ -297,13 +302,22 @@ class Loop:
             if self._stopping():
                 return False
             self._publish_soon()  # and renew the lease
-            self._wait_for_a_round()
-        self.rounds.waited_for = False
+            self._wait_for_rounds(self.rounds.owed)
+        self._blocked_since = None
         return True
 
-    def _wait_for_a_round(self) -> None:
-        """Wait a moment for one. Behind it wait entries: of a few, each is somebody's; of many, none."""
-        self.rounds.waited_for = 0 < self.stream.seq - self.progress.cursor < self.pace.batch_size
+    def _wait_for_rounds(self, count: int) -> None:
+        """
+        Wait a moment for so many.
+
+        Of few entries that wait behind them each is somebody's, of many none. Those of few go ahead
+        of answers when they have waited for a while: where there is a core to spare, nobody has to.
+        """
+        few = 0 < self.stream.seq - self.progress.cursor <= self.pace.batch_size
+        now = time.monotonic()
+        self._blocked_since = (self._blocked_since or now) if few else None
+        if self._blocked_since is not None and now > self._blocked_since + _PATIENCE_S:
+            self.rounds.ahead = count
         self.adapter_clock.commit_taken(wait_s=_TUNING_S)
 
     def _publish_before_next(self) -> bool:

@@ -6,8 +6,7 @@ bits are the same whenever it is computed; but a sample that comes meanwhile is 
 once, and does not wait for seconds of gradients. Only the publication of an adapter waits for all.
 
 It stands back: where cores are short, answers go first, and so does the loop, which brings a label into
-the answers. But when a label waits for a round, which a busy machine can make twenty times as long, the
-next step of it is taken as an answer would be.
+the answers. But a label that waits for a round has it taken as an answer would be.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Rounds:
         threads: of torch.
 
     Attributes:
-        waited_for: whether somebody waits for one, so that it does not stand back.
+        ahead: how many of those that are owed do not stand back, since somebody waits for them.
     """
 
     def __init__(self, learner: Learner, attempts: Attempts, threads: int) -> None:
@@ -65,7 +64,7 @@ class Rounds:
         self.attempts = attempts
         self.threads = threads
         self.owed = 0
-        self.waited_for = False
+        self.ahead = 0
         self._waiting: queue.SimpleQueue[Round | None] = queue.SimpleQueue()
         self._taken: queue.SimpleQueue[Taken | BaseException] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -134,6 +133,7 @@ class Rounds:
                     losses = self._stepped(drawn, patient)
                     if self._stopping.is_set():
                         return
+                    self.ahead = max(0, self.ahead - 1)
                     self._taken.put(Taken(drawn.batch, losses, self.learner.tuner.state()))
         except BaseException as error:
             self._taken.put(error)
@@ -147,7 +147,7 @@ class Rounds:
                     break
                 self._deadline = time.monotonic() + allowed_s(drawn.pictures)
                 take = partial(self.learner.take, step)
-                losses += take() if self.waited_for else patient.submit(take).result()
+                losses += take() if self.ahead else patient.submit(take).result()
         finally:
             self._deadline = float("inf")
         return losses

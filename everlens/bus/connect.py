@@ -69,6 +69,11 @@ def reaching_the_log() -> Iterator[None]:
         # These have no class of their own.
         if str(error).startswith("ACL failure"):  # of a script
             raise LogUnavailable(f"the log does not let this user: {error}") from error
-        if str(error).startswith("BUSY "):  # with a script that takes longer than a reply may
+        if is_busy(error):
             raise LogUnavailable(f"the log does not answer: {error}") from error
         raise
+
+
+def is_busy(error: redis.ResponseError) -> bool:
+    """Return whether the server is at a script that takes longer than a reply may."""
+    return str(error).startswith("BUSY ")

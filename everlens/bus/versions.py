@@ -24,7 +24,7 @@ from everlens.artifact import (
     check_part,
     decode_manifest,
 )
-from everlens.bus.connect import reaching_the_log
+from everlens.bus.connect import is_busy, reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.bus.scripts import raise_for, script, text
 from everlens.bus.stream import Stream
@@ -309,6 +309,8 @@ class Follower:
             except redis.exceptions.NoPermissionError:
                 raise
             except redis.ResponseError as error:
+                if is_busy(error):
+                    raise
                 raise PartError(f"{key} cannot be read: {error}") from error
         assert isinstance(content, bytes)  # connections do not decode
         return content or None

@@ -54,21 +54,22 @@ def test_evidence_does_not_wait_for_tuning(bench: Bench, monkeypatch: pytest.Mon
     loop.close()
 
 
-@pytest.mark.parametrize(("behind", "waited_for"), [(8, False), (2, True)])
+@pytest.mark.parametrize(("behind", "ahead"), [(8, 0), (2, 1)])
 def test_a_backlog_is_learnt_no_faster_than_it_is_tuned(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, behind: int, *, waited_for: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, behind: int, ahead: int
 ) -> None:
     """So many rounds may be owed and not one more; then the log waits, and for few entries somebody."""
     gate = Gate(monkeypatch)
+    monkeypatch.setattr("worker.loop._PATIENCE_S", 0.2)
     bench.admit(digit_samples(4 * OWED_MAX + behind))
     loop = bench.loop(pace=PATIENT)
     looks = iter(range(20))  # at a log that has more, once so many are owed
     loop.run(lambda: loop.rounds.owed >= OWED_MAX and next(looks, None) is None)
     assert (loop.rounds.owed, loop.progress.cursor) == (OWED_MAX, 4 * OWED_MAX)
-    assert waited_for == loop.rounds.waited_for
+    assert ahead == loop.rounds.ahead
     gate.opened.set()
     run_to(loop, 4 * OWED_MAX + behind)
-    assert not loop.rounds.waited_for
+    assert loop.rounds.ahead == 0
     loop.close()
 
 
@@ -89,6 +90,7 @@ def test_a_round_is_the_same_whenever_it_is_taken(
     late.run(lambda: hasattr(late, "progress") and late.progress.cursor >= 24)
     assert late.rounds.owed == 6
     assert len(late.learner.replay) < 24  # what the rounds see has left the buffer in part
+    late.rounds.ahead = 3  # by one thread, then by the other
     gate.opened.set()
     finish(late)
     assert_same_bits(at_once, late)
@@ -142,11 +144,12 @@ def test_rounds_stand_back(tmp_path: Any) -> None:
             return [1.0]
 
     rounds = Rounds(Learner(), Attempts(tmp_path / "attempts"), 1)  # type: ignore[arg-type]
-    for waited_for in (False, True):
-        rounds.waited_for = waited_for
+    for ahead in (0, 1):
+        rounds.ahead = ahead
         rounds.put(Round(1, 1, STEPS))
         assert [[1.0, 1.0]] == [taken.losses for taken in rounds.taken(wait_s=5)]
     rounds.close()
+    assert rounds.ahead == 0  # it was for one
     assert found == [min(19, os.nice(0) + NICENESS)] * 2 + [os.nice(0)] * 2
 
 
