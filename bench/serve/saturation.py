@@ -13,8 +13,8 @@ from service.batch_sizes import SMALL
 
 # One short load each cannot choose between them: neighbours move a rate by a third. So it is as many
 # connections as the largest batch has pictures.
-CONCURRENCIES = (8, 32)
-SATURATED = CONCURRENCIES[-1]
+SATURATED = BATCHES[-1]
+CONCURRENCIES = (SMALL, SATURATED)
 OVER_BARE, SECOND_TOP = 0.95, 1.25
 _THIN_TOP = 2
 
