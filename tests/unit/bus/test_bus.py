@@ -644,10 +644,9 @@ def _ping_for_ever(client: redis.Redis) -> None:
             client.ping()
 
 
-def test_a_server_busy_with_a_script_is_waited_for(
-    server: EmbeddedServer, client: redis.Redis
-) -> None:
-    """It answers nobody else then; the next try may find it free."""
+@contextlib.contextmanager
+def busy(server: EmbeddedServer, client: redis.Redis) -> Iterator[None]:
+    """Keep the server at an endless script meanwhile, so that it answers nobody else."""
     before = client.config_get("busy-reply-threshold")
     client.config_set("busy-reply-threshold", 10)
     other = connect(server.url)
@@ -656,12 +655,37 @@ def test_a_server_busy_with_a_script_is_waited_for(
             endless = pool.submit(other.eval, "while true do end", 0)
             with pytest.raises(LogUnavailable, match="BUSY"):
                 _ping_for_ever(client)
-            client.script_kill()
+            try:
+                yield
+            finally:
+                client.script_kill()
             with pytest.raises(redis.ResponseError, match="killed"):
                 endless.result()
     finally:
         other.close()
         client.config_set("busy-reply-threshold", str(before["busy-reply-threshold"]))
+
+
+def test_a_busy_server_is_waited_for(server: EmbeddedServer, client: redis.Redis) -> None:
+    """The next try may find it free. What it does not say passes no check."""
+    with busy(server, client), pytest.raises(LogUnavailable, match="BUSY"):
+        check_durable(client)
+
+
+def test_a_busy_server_spoils_no_version(
+    server: EmbeddedServer, client: redis.Redis, stream: Stream
+) -> None:
+    """That a part cannot be read now is not held against it."""
+
+    async def read() -> None:
+        asked = connect_async(server.url)
+        try:
+            await Follower(asked, stream.keys).part(digest_of(b"anything"))
+        finally:
+            await asked.aclose()
+
+    with busy(server, client), pytest.raises(LogUnavailable, match="BUSY"):
+        asyncio.run(read())
 
 
 def test_a_server_that_forgot_a_script_is_asked_again(client: redis.Redis) -> None:

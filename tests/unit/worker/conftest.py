@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from everlens.bus.connect import connect, connect_async
 from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
 from everlens.bus.witness import Witness
+from everlens.errors import LogUnavailable
 from everlens.model.adapter import AdapterSpec
 from everlens.model.backbone import Backbone
 from everlens.model.fusion import Fusion
@@ -178,6 +180,23 @@ def finish(loop: Loop) -> Loop:
     if loop.progress.adapter_due:
         loop._publish_adapter()
     return loop
+
+
+class Spoilt:
+    """An exchange with the log that fails once, executed or not."""
+
+    def __init__(self, real: Callable[..., Any], spoilt: int, *, executed: bool) -> None:
+        self.real, self.spoilt, self.executed = real, spoilt, executed
+        self.calls = 0
+
+    def __call__(self, *arguments: object) -> Any:
+        self.calls += 1
+        answer = None
+        if self.calls != self.spoilt or self.executed:
+            answer = self.real(*arguments)
+        if self.calls == self.spoilt:
+            raise LogUnavailable("gone for a moment")
+        return answer
 
 
 def run_to(loop: Loop, cursor: int) -> Loop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 
 from everlens.bus.versions import Publisher
 from everlens.errors import Diverged, StateError
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, fresh_bench, run_to
+from tests.unit.worker.conftest import PACE, Bench, Spoilt, digit_samples, fresh_bench, run_to
 from tests.unit.worker.test_loop import assert_same_bits
-from worker.commit import FORMAT
+from worker.commit import FORMAT, StateFile
 from worker.generations import Generations
 from worker.loop import Loop
 
@@ -97,6 +98,23 @@ def test_damaged_state_falls_back_to_the_same_bits(bench: Bench, damage: str) ->
     again.close()
 
 
+def test_what_was_published_is_compared_again_where_the_log_went_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.admit(digit_samples(36))
+    loop = learnt(bench, 36)
+    Path.unlink(loop.generations.path)
+    head = Publisher(loop.stream).head()
+
+    again = bench.loop(pace=COPIES)
+    exchange = Spoilt(again.outbox.publisher.check_again, 1, executed=False)
+    monkeypatch.setattr(again.outbox.publisher, "check_again", exchange)
+    run_to(again, 36)
+    assert exchange.calls > 1
+    assert Publisher(again.stream).head() == head
+    again.close()
+
+
 def test_damage_of_state_and_newest_copy_falls_back_twice(bench: Bench) -> None:
     """The older copy is as good; the log still has what it lacks."""
     bench.admit(digit_samples(36))
@@ -116,6 +134,33 @@ def test_damage_of_state_and_newest_copy_falls_back_twice(bench: Bench) -> None:
     bench.admit(digit_samples(48)[36:])
     run_to(again, 48)
     assert_same_bits(through, again)
+    again.close()
+
+
+def test_a_failing_disk_says_nothing_of_a_copy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older copy is taken, and the newest is left for a better day."""
+    bench.admit(digit_samples(36))
+    loop = learnt(bench, 36)
+    path = loop.generations.path
+    overwritten(path, 0.5, 100_000)
+    newest, older = loop.generations.copies
+    verify, files = StateFile.verify, []
+
+    def failing_once(file: StateFile, tally: dict[str, int]) -> None:
+        files.append(file.path)
+        if len(files) == 2:  # the newest copy in the place of what was damaged
+            raise sqlite3.OperationalError("disk I/O error")
+        verify(file, tally)
+
+    monkeypatch.setattr(StateFile, "verify", failing_once)
+    again = bench.loop(pace=COPIES)
+    assert files == [path] * 3
+    assert older.exists()
+    assert newest.exists()
+    assert again.generations.kept > 0
+    run_to(again, 36)
     again.close()
 
 

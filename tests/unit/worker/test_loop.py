@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,15 @@ from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
 from everlens.records import EntryKind
 from tests.unit.learn.exemplars import same_bits
-from tests.unit.worker.conftest import PACE, Bench, digit_samples, finish, fresh_bench, run_to
+from tests.unit.worker.conftest import (
+    PACE,
+    Bench,
+    Spoilt,
+    digit_samples,
+    finish,
+    fresh_bench,
+    run_to,
+)
 from worker.commit import StateFile
 from worker.learn.class_weights import ClassWeightConfig
 from worker.learn.gate import Comparison, Verdict
@@ -348,23 +355,6 @@ def test_log_that_goes_away_during_the_start_is_waited_for(
     assert b"" == bench.client.hget(bench.keys.meta, "paused")
 
 
-class Spoilt:
-    """An exchange with the log that fails once, executed or not."""
-
-    def __init__(self, real: Callable[..., Any], spoilt: int, *, executed: bool) -> None:
-        self.real, self.spoilt, self.executed = real, spoilt, executed
-        self.calls = 0
-
-    def __call__(self, *arguments: object) -> Any:
-        self.calls += 1
-        answer = None
-        if self.calls != self.spoilt or self.executed:
-            answer = self.real(*arguments)
-        if self.calls == self.spoilt:
-            raise LogUnavailable("gone for a moment")
-        return answer
-
-
 @pytest.mark.parametrize("lost", ["request", "reply"])
 def test_no_version_is_committed_before_the_last_one_is_the_head(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -377,6 +367,7 @@ def test_no_version_is_committed_before_the_last_one_is_the_head(
 
     exchanges = [("publish", n) for n in range(1, through.progress.version)]
     exchanges += [(step, 2) for step in ("head", "missing", "store", "collect")]
+    exchanges += [(step, 2) for step in ("tell_forgotten", "tell_reports")]
     exchanges += [(step, 2) for step in ("trim", "report", "hold", "read")]
     for step, spoilt in exchanges:
         copy = fresh_bench(bench, f"-{step}-{spoilt}")
@@ -393,6 +384,25 @@ def test_no_version_is_committed_before_the_last_one_is_the_head(
         assert_same_bits(through, loop)
         assert (loop.progress.version, loop.progress.digest) == loop.outbox.publisher.head()
         loop.close()
+
+
+@pytest.mark.parametrize("lost", ["request", "reply"])
+@pytest.mark.parametrize("step", ["append_control", "wait"])
+def test_a_batch_is_cut_once_whatever_exchange_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str, lost: str
+) -> None:
+    """Six samples are a full batch and a cut one: the entry that cuts it is appended once."""
+    bench.admit(digit_samples(6))
+    loop = bench.loop()
+    exchange = Spoilt(getattr(loop.stream, step), 1, executed=lost == "reply")
+    monkeypatch.setattr(loop.stream, step, exchange)
+    run_to(loop, 7)
+
+    assert exchange.calls > 0
+    assert 6 == loop.learner.samples
+    controls = [entry.kind for entry in loop.stream.read(6, 10)]
+    # Whether a round was under way when the batch was cut is chance.
+    assert controls in ([EntryKind.TUNE], [EntryKind.CUT], [EntryKind.CUT, EntryKind.TUNE])
 
 
 def test_start_makes_up_for_a_trim_that_was_cut_short(bench: Bench) -> None:
