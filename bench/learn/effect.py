@@ -30,6 +30,7 @@ from bench.running import Process, cpu_s, log_server, scratch, service, worker
 from bench.versions import Versions, served
 from everlens.client import Client
 from everlens.model.backbone import Backbone
+from everlens.settings import Settings
 
 PASSES = 3  # image passes that an effect may take, beside one publication
 EVERY_S = 1.5
@@ -79,18 +80,25 @@ class Running:
 
 @contextmanager
 def running(model: str, device: str) -> Iterator[Running]:
-    """Give a service and a worker over a model of random weights, warm: each class has labels."""
+    """
+    Give a service and a worker over a model of random weights, warm: each class has labels.
+
+    Rounds are as they are for the rest of a learner's life; the first ones have more steps.
+    """
     settings: dict[str, Any] = {"model": model, "device": device}
+    settings["sit_first_steps"] = Settings().sit_steps
     if model != "starter":
         settings["pretrained"] = "random"
     with (
         scratch() as folder,
         log_server(folder) as server,
-        worker(server.url, folder, **settings) as learner,
-        service(server.url, folder, **settings) as answering,
+        worker(server.url, folder, wait=False, **settings) as learner,
+        service(server.url, folder, wait=False, **settings) as answering,
         Client(f"http://{HOST}:{answering.port}", api_key="") as client,
     ):
         both = Running(answering, learner, client, photographs())
+        learner.until_ready()  # each loads the model beside the other
+        answering.until_ready()
         with ThreadPoolExecutor(_WARM_SAMPLES) as pool:
             list(pool.map(both.teach, range(_WARM_SAMPLES)))
         both.until_idle()

@@ -82,6 +82,15 @@ class Feed(Replica):
         """Learn a few batches and publish the adapter, so that a version has all three experts."""
         for _ in range(batches):
             self.turn()
+        return self._published()
+
+    def ready(self) -> Feed:
+        """Have all three experts likewise, after a batch that no step was taken on."""
+        self.take()
+        self.learner.draw()
+        return self._published()
+
+    def _published(self) -> Feed:
         self.moved = True
         self.publish_adapter(judge=False)
         return self

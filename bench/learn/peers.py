@@ -30,7 +30,15 @@ class PeftLoop:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.about = self._answer()  # versions and sizes: it is ready
+
+    def until_ready(self) -> dict[str, Any]:
+        """
+        Return once it can be asked; what it says then, versions and sizes.
+
+        Raises:
+            PeerError: it ended.
+        """
+        return self._answer()
 
     def step(self, pictures: int, classes: int, *, half: bool = False) -> Timing:
         """
@@ -63,10 +71,10 @@ def peft_loop(
     model: str, settings: Settings, device: str, python: Path | None = None
 ) -> Iterator[PeftLoop]:
     """
-    Give the loop over the twin of a model; it ends with the `with`, or with this process.
+    Give the loop over the twin of a model, while it starts; it ends with the `with`, or with us.
 
     Raises:
-        PeerError: it has no twin, or cannot be installed or started here.
+        PeerError: it has no twin, or cannot be installed here.
     """
     if model not in PATCH_SIZES:
         raise PeerError(f"Hugging Face has no CLIPModel that is {model}")

@@ -47,27 +47,32 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
     """Return the rows of one model; a peer that cannot be run is a row that says why."""
     found = Findings()
     default, whole = Settings(), Settings(top_blocks=len(backbone.image_tower.blocks))
+    steps: dict[str, Step] = {}
+    reason = "not asked for"
     with ExitStack() as stack:
+        loop = None
+        if peers:
+            try:  # first: it starts while the others warm up
+                loop = stack.enter_context(peft_loop(model, default, backbone.device.type))
+            except PeerError as error:
+                reason = str(error)
         ours = Learning(Feed(backbone, default).warm())
         limit = Limit(ours.feed)
         contenders = {
             "learner": Contender(ours.turn),
             "limit": Contender(lambda: limit.run(ours.last.company, ours.last.steps)),
         }
-        steps: dict[str, Step] = {}
-        reason = "not asked for"
-        if peers:
+        if peers and model in PATCH_SIZES:
+            rival = ParametrizedLoop(model, default, backbone.device)
+            steps |= parametrized_steps(rival, half=limit.half)
+        if loop is not None:
             try:
-                loop = stack.enter_context(peft_loop(model, default, backbone.device.type))
+                found.raw["peft"] = loop.until_ready()
                 steps |= peft_steps(loop)
-                found.raw["peft"] = loop.about
             except PeerError as error:
                 reason = str(error)
-            if model in PATCH_SIZES:
-                rival = ParametrizedLoop(model, default, backbone.device)
-                steps |= parametrized_steps(rival, half=limit.half)
         if steps:
-            deep = Learning(Feed(backbone, whole).warm(1))
+            deep = Learning(Feed(backbone, whole).ready())
             contenders["learner, all blocks"] = Contender(deep.turn)
         contenders |= {name: Contender(ours.by_steps(step)) for name, step in steps.items()}
         wall = interleaved(contenders, rounds)

@@ -33,6 +33,7 @@ from bench.serve import (
     saturation,
     stalls,
     swapping,
+    tops,
 )
 from bench.serve.findings import HEADER, Findings
 from bench.serve.stage import Options, Stage
@@ -46,6 +47,7 @@ Row = Callable[[Stage], Findings]
 ROWS: Mapping[str, Row] = {
     "stalls": stalls.measure,
     "saturation": saturation.measure,
+    "tops": tops.measure,
     "peers": overtaking.measure,
     "alone": alone.measure,
     "swapping": swapping.measure,

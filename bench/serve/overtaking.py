@@ -8,7 +8,7 @@ part of the machine from whoever is measured beside it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,8 @@ from everlens.errors import EverlensError
 from everlens.model.backbone import STARTER
 
 MUST = 1.3
-# Without batches more connections only queue: a plain handler is asked by the first number.
+# Without batches more connections only queue: a plain handler is asked by the first number, and so
+# is everybody where there is nobody else.
 CONCURRENCIES = (8, 32, 64)
 _OURS = "everlens"
 _PLAIN = "plain"
@@ -60,11 +61,12 @@ def measure(stage: Stage) -> Findings:
                 asked[peer.name], kinds[peer.name] = ask, peer.kind
             running_all[peer.name] = process
         asked = {name: partial(_alone, name, ask, running_all) for name, ask in asked.items()}
-        tried = {name: CONCURRENCIES[: 1 if kinds.get(name) == _PLAIN else None] for name in asked}
-        best = {
-            name: max(tried[name], key=lambda c: ask(c, options.seconds / 2))
-            for name, ask in asked.items()
+        alone = set(kinds.values()) <= {_PLAIN}
+        tried = {
+            name: CONCURRENCIES[: 1 if alone or kinds.get(name) == _PLAIN else None]
+            for name in asked
         }
+        best = {name: _best(ask, tried[name], options.seconds / 2) for name, ask in asked.items()}
         rates = interleaved(
             {name: partial(ask, best[name], options.seconds) for name, ask in asked.items()},
             options.rounds,
@@ -97,6 +99,11 @@ def _alone(
     finally:
         for process in others:
             process.resume()
+
+
+def _best(ask: Asked, tried: Sequence[int], seconds: float) -> int:
+    """Return the number of connections of which the most is answered, by one load each."""
+    return tried[0] if len(tried) == 1 else max(tried, key=lambda c: ask(c, seconds))
 
 
 def _asking(peer: Peer, process: Process, stage: Stage) -> Asked:

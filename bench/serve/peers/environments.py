@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def python_with(folder: Path, requirements: Sequence[str]) -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"installing {requirements[0]} into {folder} ...", file=sys.stderr, flush=True)
+    begun = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     constraints = folder / "constraints.txt"
     constraints.write_text(f"torch=={torch}\ntorchvision=={vision}\n")
@@ -45,6 +47,7 @@ def python_with(folder: Path, requirements: Sequence[str]) -> Path:
     _run([*pip, "--no-deps", f"torchvision=={vision}"])
     _run([*pip, "--constraint", constraints, *requirements])
     stamp.write_text(wanted)
+    print(f"installed in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return python
 
 

@@ -149,8 +149,8 @@ def test_a_peer_that_cannot_run_says_why() -> None:
     with no_twin, peers.peft_loop("starter", TINY, "cpu"):
         pass
     no_peft = pytest.raises(PeerError, match="ended with 1")  # in the Python of the tests
-    with no_peft, peers.peft_loop("ViT-B-32", TINY, "cpu", Path(sys.executable)):
-        pass
+    with no_peft, peers.peft_loop("ViT-B-32", TINY, "cpu", Path(sys.executable)) as loop:
+        loop.until_ready()
 
 
 def test_a_loop_is_told_over_its_pipe(tmp_path: Path) -> None:
@@ -160,6 +160,7 @@ def test_a_loop_is_told_over_its_pipe(tmp_path: Path) -> None:
     script.write_text(f"#!/bin/sh\necho '{{}}'\nread line\necho '{answer}'\n")
     script.chmod(0o755)
     with peers.peft_loop("ViT-B-32", TINY, "cpu", script) as loop:
+        assert loop.until_ready() == {}
         assert loop.step(29, 8) == Timing(2.0, 1.5)
         with pytest.raises(PeerError, match="the peft loop ended"):
             loop.step(29, 8)
