@@ -78,10 +78,9 @@ class Feed(Replica):
             samples.append(LabelledPixels(self.seq, str(self.seq), label, None, FILE, pixels))
         return samples
 
-    def warm(self, batches: int = 2) -> Feed:
-        """Learn a few batches and publish the adapter, so that a version has all three experts."""
-        for _ in range(batches):
-            self.turn()
+    def warm(self) -> Feed:
+        """Learn a batch and publish the adapter, so that a version has all three experts."""
+        self.turn()
         return self._published()
 
     def ready(self) -> Feed:

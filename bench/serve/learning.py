@@ -22,7 +22,7 @@ _FIRST = 8  # samples a class that the worker has in hand before it is measured
 _OFFERED = 8
 _OFFER_EVERY_S = 0.5
 _WARM_UP_S = 1.0
-_SECONDS_MIN = 5.0  # beside answers a batch takes seconds: else none is seen to end
+_SECONDS_MIN = 4.5  # beside answers a batch takes seconds: else none is seen to end
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 

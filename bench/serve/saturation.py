@@ -8,7 +8,6 @@ from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
 from bench.serve.stage import BATCHES, Stage
-from service.batch_sizes import SMALL
 
 # One short load each cannot choose between them: neighbours move a rate by a third. So it is as many
 # connections as the largest batch has pictures.
@@ -18,9 +17,7 @@ OVER_BARE = 0.95
 
 def measure(stage: Stage) -> Findings:
     """Measure a crowd beside the bare model's best batch."""
-    found, options = Findings(), stage.options
-    service = stage.service
-    few = service.under_load(SMALL, options.seconds / 2).rate
+    found, options, service = Findings(), stage.options, stage.service
     see = partial(stage.passes.see, stage.snapshot())
     bare_rate = partial(bare.rate, see, stage.bodies, stage.backbone.pixels)
     by_batch = {n: bare_rate(n, options.seconds / 2) for n in BATCHES}
@@ -33,7 +30,6 @@ def measure(stage: Stage) -> Findings:
         options.rounds,
     )
     over = ratio_of(rates["served"], rates["bare"])
-    found.add(f"images/s served, concurrency {SMALL}", f"{few:.3g}")
     found.add(f"images/s served, concurrency {SATURATED}", spread_of(rates["served"]))
     limits = ", ".join(f"{n}: {rate:.3g}" for n, rate in by_batch.items())
     found.add("images/s bare, by batch", limits)
@@ -47,5 +43,5 @@ def measure(stage: Stage) -> Findings:
         served_images_per_s=spread_of(rates["served"]).median,
         bare_images_per_s=spread_of(rates["bare"]).median,
     )
-    found.keep(by_concurrency={SMALL: few}, by_batch=by_batch, **rates)
+    found.keep(by_batch=by_batch, **rates)
     return found

@@ -52,7 +52,7 @@ _BLOCKS = 1
 _TUNED_EVERY = 4  # a learner publishes its adapter less often than its evidence
 # Versions that take turns, made before: to encode one takes the learner's half as long as the swap.
 _CYCLE = 200
-_MET_EVERY = 2  # swaps, of which a query meets one: the others take half as long
+_MET_EVERY = 3  # swaps, of which a query meets one: the others take half as long
 _WINDOWS = 50
 
 

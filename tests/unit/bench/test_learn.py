@@ -34,7 +34,7 @@ TINY = Settings(top_blocks=2)
 
 @pytest.fixture
 def feed(tiny_clip: Backbone) -> Feed:
-    return Feed(tiny_clip, TINY).warm(1)
+    return Feed(tiny_clip, TINY).warm()
 
 
 def batches_through(module: torch.nn.Module, seen: list[int]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from bench.pictures import HEIGHT, WIDTH, photographs
 from bench.serve import bare, names, overtaking, publication, stalls
-from bench.serve.__main__ import measured
+from bench.serve.__main__ import BESIDE_BEFORE_S, measured
 from bench.serve.findings import Findings
 from bench.serve.peers.environments import PeerError, last_error, python_with
 from bench.serve.stage import Options, Stage
@@ -72,8 +74,8 @@ def test_the_bare_loop_counts_what_it_computed(stage: Stage) -> None:
 
 
 def test_swaps_are_counted_in_tenths(stage: Stage) -> None:
-    """Every second swap is met by a query, and the memory is looked at ten times."""
-    found = stalls.measure(stage, 40)
+    """Every third swap is met by a query, and the memory is looked at ten times."""
+    found = stalls.measure(stage, 60)
 
     assert len(found.raw["stalls_s"]) == 20
     assert len(found.raw["memory_bytes"]) == 10
@@ -114,12 +116,27 @@ def test_a_row_that_fails_says_why(options: Options, monkeypatch: pytest.MonkeyP
 
     rows = {"peers": fails, "alone": lambda _: Findings(figures={"added_p50_ms": 1.0})}
     monkeypatch.setattr("bench.serve.__main__.ROWS", rows)
-    found = measured(options, ["peers", "alone"])
+    found = measured(options, ["peers", "alone"], time.monotonic())
 
     (line,) = found["peers"].lines
     assert line.measured == "not measured: nothing is there"
     assert line.ok is False
     assert found["alone"].figures == {"added_p50_ms": 1.0}
+
+
+def test_what_nothing_is_asked_of_is_left_out_when_it_is_late(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line says how to see it. Whoever asks for other servers waits for them."""
+    rows = {name: lambda _: Findings(figures={"measured": 1.0}) for name in ("peers", "alone")}
+    monkeypatch.setattr("bench.serve.__main__.ROWS", rows)
+    begun = time.monotonic() - BESIDE_BEFORE_S - 1
+    found = measured(options, ["alone", "peers"], begun)
+
+    assert found["alone"].figures == {"measured": 1.0}
+    assert "--only peers" in found["peers"].lines[0].measured
+    asked = measured(replace(options, peers=True), ["peers"], begun)
+    assert asked["peers"].figures == {"measured": 1.0}
 
 
 @pytest.mark.parametrize(
