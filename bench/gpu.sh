@@ -25,6 +25,8 @@ name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capab
 print(f"device: {name}, compute capability {major}.{minor}, torch {torch.__version__}")
 PROBE
 
-"$PYTHON" -m bench.serve --device cuda --model "$MODEL" --out "$OUT"
+status=0 # a row that could not be measured keeps no other from it
+"$PYTHON" -m bench.serve --device cuda --model "$MODEL" --out "$OUT" || status=$?
 "$PYTHON" -m bench.learn --device cuda --model "$MODEL" --out "$OUT" --no-peers --effect-s 1 \
-	--only speed growth commits effect beside
+	--only speed growth commits effect beside || status=$?
+exit "$status"

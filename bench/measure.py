@@ -20,7 +20,7 @@ DEFAULT_OUT = Path("build/bench")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median with the quartiles around it; of one value, three times that value."""
+    """A median with the quartiles around it; of fewer than four values, the least and the greatest."""
 
     median: float
     low: float
@@ -32,8 +32,8 @@ class Spread:
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Return median and quartiles of at least one value."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+    if len(values) < 4:
+        return Spread(statistics.median(values), min(values), max(values))
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
 

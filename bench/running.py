@@ -174,8 +174,7 @@ def until(process: Process, ready: Callable[[], bool], within_s: float = READY_S
         StartError: it ended, or it takes too long.
     """
     deadline = time.monotonic() + within_s
-    while not ready():
-        code = process.process.poll()
+    while (code := process.process.poll()) is not None or not ready():
         if code is not None or time.monotonic() > deadline:
             ended = f"ended with {code}" if code is not None else f"not ready in {within_s:g} s"
             said = process.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()

@@ -29,7 +29,7 @@ log = logging.getLogger("everlens.worker")
 
 # The closed form of an adapter sees each exemplar once more. It is made when there was a round of
 # tuning for so many of them at least, so that it costs less than the rounds did.
-_EXEMPLARS_A_ROUND = 32
+EXEMPLARS_A_ROUND = 32
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class AdapterClock:
         drawn = self.learner.draw()
         progress.tunes, progress.waiting = False, 0
         progress.rounds += drawn is not None
-        least = max(self.every_rounds, exemplars_seen(self.learner) / _EXEMPLARS_A_ROUND)
+        least = max(self.every_rounds, exemplars_seen(self.learner) / EXEMPLARS_A_ROUND)
         progress.adapter_due |= progress.rounds >= least
         progress.adapter_due &= self.waits
         with self.outbox.commit() as state:

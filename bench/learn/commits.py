@@ -98,8 +98,8 @@ def measure(backbone: Backbone, batches: int) -> Findings:
         )
         loop.learner.tuner.steps_drawn = WARM_UP_STEPS  # the steps of later batches
         try:
-            # Names are encoded in the first batch. Its round goes on beside the second.
-            loop.run(_known(loop, settings.batch_size))
+            # Names are encoded in the first batch.
+            loop.run(_learnt(loop, settings.batch_size))
             learnt = loop.progress.cursor
             clock = Stopwatch()
             with _timing(loop, clock):
@@ -111,7 +111,7 @@ def measure(backbone: Backbone, batches: int) -> Findings:
             loop.close()
             client.close()
     found.raw = {"seconds": {**clock.spent, "whole": whole_s}, "batches": timed_batches}
-    label = "commit and publication, share of a batch's time"
+    label = "commit and publication of evidence, share of a batch's time"
     share = sum(clock.spent.values()) / whole_s
     found.at_most("commit_share", label, spread_of([share]), SHARE)
     for name in ("commit", "publish"):

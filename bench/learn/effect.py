@@ -30,7 +30,7 @@ from bench.running import Process, cpu_s, log_server, scratch, service, worker
 from bench.versions import Versions, served
 from everlens.client import Client
 from everlens.model.backbone import Backbone
-from everlens.settings import Settings
+from service.passes import Passes
 
 PASSES = 3  # image passes that an effect may take, beside one publication
 EVERY_S = 1.5
@@ -80,13 +80,8 @@ class Running:
 
 @contextmanager
 def running(model: str, device: str) -> Iterator[Running]:
-    """
-    Give a service and a worker over a model of random weights, warm: each class has labels.
-
-    Rounds are as they are for the rest of a learner's life; the first ones have more steps.
-    """
+    """Give a service and a worker over a model of random weights, warm: each class has labels."""
     settings: dict[str, Any] = {"model": model, "device": device}
-    settings["sit_first_steps"] = Settings().sit_steps
     if model != "starter":
         settings["pretrained"] = "random"
     with (
@@ -202,6 +197,7 @@ class BarePass:
     def __init__(self, backbone: Backbone) -> None:
         version = Versions(backbone, CLASSES, top_blocks=backbone.top_blocks).first()
         self.snapshot = served(backbone, version)
+        self.passes = Passes(os.cpu_count() or 1)
         size = backbone.pixels.size
         self.picture = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8).numpy()
         self()
@@ -212,7 +208,10 @@ class BarePass:
         torch.set_num_threads(os.cpu_count() or 1)
         try:
             device = self.snapshot.backbone.device
-            passes = [timed(lambda: self.snapshot.see([self.picture]), device) for _ in range(2)]
+            passes = [
+                timed(lambda: self.passes.see(self.snapshot, [self.picture]), device)
+                for _ in range(2)
+            ]
         finally:
             torch.set_num_threads(threads)
         return min(timing.wall_s for _, timing in passes)

@@ -84,9 +84,10 @@ class Feed(Replica):
         return self._published()
 
     def ready(self) -> Feed:
-        """Have all three experts likewise, after a batch that no step was taken on."""
+        """Have all three experts likewise, after a batch of which one step was taken."""
         self.take()
-        self.learner.draw()
+        if (drawn := self.learner.draw()) is not None:
+            self.learner.take(drawn.steps[0])
         return self._published()
 
     def _published(self) -> Feed:

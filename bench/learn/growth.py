@@ -115,7 +115,7 @@ def measure(backbone: Backbone, rounds: int) -> Findings:
     first, *_, last = sizes.values()
     observe = ratio_of(*([timing.cpu_s for timing in size.observe] for size in (last, first)))
     found.note("flat_observe", "observe, likewise", observe)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and backbone.device.type == "cpu":
         peaks = ratio_of(last.tune_bytes, first.tune_bytes)
         found.at_most("flat_memory", "peak memory of the SIT steps, likewise", peaks, FLAT)
         # With the version that comes of it, whose class table is as long as there are classes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from bench.learn.clock import Contender, Timing
+from bench.learn.clock import Contender, Timing, timed
 from bench.learn.feed import CLASSES, Feed, Turn
 from bench.learn.limit import Limit
 from bench.learn.parametrized import ParametrizedLoop
@@ -20,6 +20,10 @@ from bench.measure import Spread, interleaved, ratio_of, spread_of
 from bench.serve.peers.environments import PeerError
 from everlens.model.backbone import Backbone
 from everlens.settings import Settings
+from worker.adapter_clock import EXEMPLARS_A_ROUND
+from worker.learn.adapter_head import exemplars_seen
+from worker.learn.learner import Learner
+from worker.publication import adapter_parts
 
 OVER_PEFT, OVER_PEFT_SAME_K, OF_LIMIT = 8.0, 2.2, 0.8
 
@@ -58,17 +62,20 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
                 reason = str(error)
         ours = Learning(Feed(backbone, default).warm())
         limit = Limit(ours.feed)
+        # As many pictures as a step sees, so that nobody's first one that counts is his first.
+        company = default.replay_samples + default.batch_size
+        limit.run(company, 1)
         contenders = {
             "learner": Contender(ours.turn),
             "limit": Contender(lambda: limit.run(ours.last.company, ours.last.steps)),
         }
         if peers and model in PATCH_SIZES:
             rival = ParametrizedLoop(model, default, backbone.device)
-            steps |= parametrized_steps(rival, half=limit.half)
+            steps |= parametrized_steps(rival, company, half=limit.half)
         if loop is not None:
             try:
                 found.raw["peft"] = loop.until_ready()
-                steps |= peft_steps(loop)
+                steps |= peft_steps(loop, company)
             except PeerError as error:
                 reason = str(error)
         if steps:
@@ -76,21 +83,36 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
             contenders["learner, all blocks"] = Contender(deep.turn)
         contenders |= {name: Contender(ours.by_steps(step)) for name, step in steps.items()}
         wall = interleaved(contenders, rounds)
+        _adapter(found, ours.feed.learner, spread_of(wall["learner"]).median)
     cpu = {name: contender.cpu_s for name, contender in contenders.items()}
     found.raw |= {"wall_s": wall, "cpu_s": cpu, "company": ours.last.company}
     _take_down(found, wall, cpu, default.batch_size, reason)
     return found
 
 
-def peft_steps(loop: PeftLoop) -> dict[str, Step]:
+def _adapter(found: Findings, learner: Learner, batch_s: float) -> None:
+    """
+    Take down what making a version of the adapter costs, which no batch here has in it.
+
+    With as many exemplars as rounds pay for; what it costs beside them is counted as if it were
+    theirs, so it is at most this.
+    """
+    exemplars = exemplars_seen(learner)
+    _, timing = timed(lambda: adapter_parts(learner), learner.backbone.device)
+    share = timing.wall_s / exemplars * EXEMPLARS_A_ROUND / batch_s
+    label = "making the adapter's version, at most, over the rounds that pay for it"
+    found.note("adapter_share", label, spread_of([share]))
+
+
+def peft_steps(loop: PeftLoop, company: int) -> dict[str, Step]:
     """Return the peft loop's steps, warm."""
-    loop.step(CLASSES, CLASSES)
+    loop.step(company, CLASSES)
     return {"peft": lambda pictures: loop.step(pictures, CLASSES)}
 
 
-def parametrized_steps(loop: ParametrizedLoop, *, half: bool) -> dict[str, Step]:
+def parametrized_steps(loop: ParametrizedLoop, company: int, *, half: bool) -> dict[str, Step]:
     """Return the steps of the loop over open_clip's model, warm; in bfloat16 where that is faster."""
-    loop.step(CLASSES, CLASSES, half=half)
+    loop.step(company, CLASSES, half=half)
     return {"parametrize": lambda pictures: loop.step(pictures, CLASSES, half=half)}
 
 

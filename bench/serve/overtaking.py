@@ -35,8 +35,11 @@ Asked = Callable[[int, float], float]  # connections and seconds → images a se
 def measure(stage: Stage) -> Findings:
     """Measure everybody at the concurrency that is best for him, in rounds that take turns."""
     found, options = Findings(), stage.options
-    if options.model == STARTER:
-        found.add("over the better peer", "not measured: no peer can load the starter")
+    reason = "no peer can load the starter" if options.model == STARTER else ""
+    if stage.backbone.device.type != "cpu":
+        reason = "the peers here answer on a CPU"
+    if reason:
+        found.add("over the better peer", f"not measured: {reason}")
         return found
     bfloat16 = stage.backbone.precision == torch.bfloat16
     service = stage.service
