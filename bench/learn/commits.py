@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -85,7 +86,7 @@ def measure(backbone: Backbone, batches: int) -> Findings:
         keys = Keys("commits")
         client = connect(server.url)
         Stream(client, keys).create()
-        admitted = _admit(server.url, keys, folder, feed, 1 + batches)
+        admit = partial(_admit, server.url, keys, folder, feed)
         generations = Generations(folder / "state" / "learner.db")
         loop = Loop(
             backbone,
@@ -99,8 +100,8 @@ def measure(backbone: Backbone, batches: int) -> Findings:
         loop.learner.tuner.steps_drawn = WARM_UP_STEPS  # the steps of later batches
         try:
             # Names are encoded in the first batch.
-            loop.run(_learnt(loop, settings.batch_size))
-            learnt = loop.progress.cursor
+            loop.run(_learnt(loop, admit("first", 1)))
+            learnt, admitted = loop.progress.cursor, admit("later", batches)
             clock = Stopwatch()
             with _timing(loop, clock):
                 started = time.perf_counter()
@@ -147,10 +148,10 @@ def _learnt(loop: Loop, cursor: int) -> Callable[[], bool]:
     return lambda: known() and loop.unpublished is None and not loop.rounds.owed
 
 
-def _admit(url: str, keys: Keys, folder: Path, feed: Feed, batches: int) -> int:
+def _admit(url: str, keys: Keys, folder: Path, feed: Feed, name: str, batches: int) -> int:
     """Append whole batches of random pictures through the real admission; return the last entry."""
     samples = [
-        Sample(f"s{k}", f"class {k % CLASSES}", encode_pixels(pixels))
+        Sample(f"{name} {k}", f"class {k % CLASSES}", encode_pixels(pixels))
         for k, pixels in enumerate(feed.pictures(batches * feed.settings.batch_size))
     ]
     wanted = [

@@ -72,17 +72,16 @@ def _loaded(
     """Return what became of the load, and how many versions were published meanwhile."""
     # Made before: what a learner computes has a row of its own.
     versions = [] if make is None else [make() for _ in range(int(seconds / EVERY_S) + _MORE)]
-    published = []
+    published = 0
     load = Load(service.process.port, [service.stream(CONCURRENCY)], seconds, _WARM_UP_S)
     try:
         for version in versions:
-            time.sleep(EVERY_S)
-            if not load.running:
-                break
-            service.head.publish(version)
-            published.append(version)
+            if load.running:
+                time.sleep(EVERY_S)
+            published += load.running
+            service.head.publish(version)  # also behind the load: the next one continues it
     finally:
         outcome = load.outcomes()[0]
-    if published:
-        service.until_answering(published[-1])
-    return outcome.succeeded(), len(published)
+    if versions:
+        service.until_answering(versions[-1])
+    return outcome.succeeded(), published
