@@ -153,14 +153,14 @@ def server_config(
 
 
 class _Server(uvicorn.Server):
-    """Ends endless answers before it waits for all that are being given."""
+    """Ends answers that wait before it waits for all that are being given."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.service.end_streams()
+        self.service.end_waits()
         await super().shutdown(sockets)
 
 

@@ -48,7 +48,8 @@ class GroupAdmission:
                 await self._admit_together(group)
             except Refused:
                 for request in group:
-                    await self._admit_alone(request)
+                    if not request[1].done():  # the one before may have taken long
+                        await self._admit_alone(request)
 
     def _take(self) -> list[_Waiting]:
         """Return the next group: no more samples than one call takes, but for a single request."""

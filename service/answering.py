@@ -47,6 +47,11 @@ class Questions:
     items: list[Question]
     many: bool
 
+    @property
+    def wait(self) -> bool:
+        """Whether one of them waits for a sample to be learnt."""
+        return any(question.fields.wait_for is not None for question in self.items)
+
 
 async def read_questions(request: Request, settings: Settings) -> Questions:
     """
@@ -224,15 +229,15 @@ async def _wait_learned(
         return None
     seq = await _seq_of(service, fields.wait_for)
     serving = model.serving
-    if serving.waiting >= service.settings.max_queued_queries:
-        if serving.current.learned_through >= seq:
-            return None
+    waits = serving.current.learned_through < seq
+    if waits and serving.waiting >= service.settings.max_queued_queries:
         # Each holds a connection, and the process has only so many.
         raise Problem("busy", "too many queries wait for their samples; ask again", retry_after_s=5)
-    waits = serving.current.learned_through < seq
     looking = model.ahead.look(pixels) if waits else None
     wait_s = fields.wait_s or service.settings.wait_s
     if not await serving.wait_learned(seq, wait_s):
+        if serving.stopped:
+            raise Problem("not-ready", "the service is stopping; ask again", retry_after_s=1)
         raise Problem(
             "not-learnt-in-time",
             f"entry {seq} was not learnt within {wait_s:g} s (learnt through "

@@ -42,7 +42,8 @@ class VersionCache:
         if lacking := sorted(named - there - parts.keys()):
             (self.directory / _MANIFEST).unlink(missing_ok=True)
             return lacking
-        for digest in sorted(named - there):
+        # Also what is there: a power cut may have spoilt it.
+        for digest in sorted(named & parts.keys()):
             self._write(digest, parts[digest])
         self._write(_MANIFEST, manifest.digest.encode() + b"\n" + manifest.encode())
         for name in there - named - {_MANIFEST}:

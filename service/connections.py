@@ -167,9 +167,10 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that the whole request is here."""
+        """Note that the whole request is here; it owes the next one where it was answered before."""
         self._advanced = True
-        self.owing.remove(self)
+        if self.answering:
+            self.owing.remove(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

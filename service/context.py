@@ -128,14 +128,15 @@ class Service:
         self.decoding.start()
         self._running = asyncio.create_task(self._run())
 
-    def end_streams(self) -> None:
-        """End the answers that would go on for ever; nothing waits for them then."""
+    def end_waits(self) -> None:
+        """End the answers that would go on for ever or wait for long; nothing waits for them then."""
         if self.model is not None:
             self.model.events.end()
+            self.model.serving.stop()
 
     async def stop(self) -> None:
         """End every task and thread of ours."""
-        self.end_streams()
+        self.end_waits()
         if self._running is not None:
             await _end(self._running)
         if self.model is not None:

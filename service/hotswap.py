@@ -2,7 +2,7 @@
 Follow the head: fetch, verify, build and warm the next version aside, then swap it in. ⑧
 
 Whatever fails leaves the version that serves where it is. A version that failed three times is
-remembered as bad and not tried again, until the head names another.
+remembered as bad and tried ever more seldom, until the head names another.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from service.probe import Probe
 from service.serving import Serving
 
 TRIES = 3
+AGAIN_S = 60.0  # a version is bad for ever or for want of memory: nobody can tell
+_DOUBLED_MAX = 6
 _HEAD = "head"  # stands among the refused in place of the digest that it does not name
 _REFUSED_KEPT = 16
 _REASON_CHARACTERS_MAX = 500
@@ -43,7 +45,15 @@ class RefusedVersion:
 
     version: int | None
     reason: str
-    tries: int
+    tries: int = 1
+    again_at: float = 0.0  # by the monotonic clock
+
+    def failed_again(self) -> None:
+        """Count another try; from the third on the next one waits, each time twice as long."""
+        self.tries += 1
+        if self.tries >= TRIES:
+            wait_s = AGAIN_S * 2 ** min(self.tries - TRIES, _DOUBLED_MAX)
+            self.again_at = time.monotonic() + wait_s
 
 
 class HotSwap:
@@ -67,6 +77,7 @@ class HotSwap:
         self.probe = Probe(serving.base.backbone)
         self.stale = False  # the answers are the cache's: the log was not reached since the start
         self.refused: dict[str, RefusedVersion] = {}
+        self._unfetched = ""  # the digest of the version of which that was said
 
     async def follow(self, poll_s: float = 1.0) -> None:
         """Swap in every new head, for ever; the log may go and come back meanwhile."""
@@ -77,30 +88,37 @@ class HotSwap:
                 async with contextlib.aclosing(self.follower.heads(poll_s)) as heads:
                     async for version, digest in heads:
                         self.refused.pop(_HEAD, None)  # it can be read again
-                        with contextlib.suppress(LogUnavailable):
+                        try:
                             await self._look(version, digest)
                             self.stale = False
+                        except LogUnavailable as error:
+                            self._not_fetched(version, digest, error)
             except (PartError, OtherLog) as error:  # of the head itself
                 self._refuse(None, _HEAD, str(error))
                 self.settled.set()
             await asyncio.sleep(poll_s)
 
+    def _not_fetched(self, version: int, digest: str, error: LogUnavailable) -> None:
+        """Say once of each version that it could not be fetched yet."""
+        if digest != self._unfetched:
+            log.warning("version %d is not fetched yet: %s; trying again", version, error)
+        self._unfetched = digest
+
     async def _begin(self) -> None:
-        """Where the log is away, or another one, answer with the version kept here."""
+        """Answer with the head; where the log is away, or another one, with the version kept here."""
         try:
-            await self.follower.head()
+            await self._look(*await self.follower.head())
+            return
         except (LogUnavailable, OtherLog) as error:
             log.warning("%s; answering with what is kept here until it does", error)
         except PartError:
-            return
-        else:
             return
         try:
             kept = await self._build(self.cache.load)
             if kept is not None:
                 await self._take(*kept)
                 self.stale = True
-        except PartError as error:
+        except (OSError, PartError) as error:
             log.warning("the version kept here is not used: %s", error)
         self.settled.set()
 
@@ -126,6 +144,7 @@ class HotSwap:
         digests = {manifest.parts[name] for name in changed_parts(manifest, previous)}
         parts = {digest: await self.follower.part(digest) for digest in sorted(digests)}
         await self._take(manifest, parts)
+        self.refused.pop(digest, None)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         await self._keep(manifest, parts)
 
@@ -159,13 +178,14 @@ class HotSwap:
         return await asyncio.get_running_loop().run_in_executor(self.builder, work)
 
     def _is_bad(self, digest: str) -> bool:
-        return digest in self.refused and self.refused[digest].tries >= TRIES
+        refused = self.refused.get(digest)
+        return refused is not None and time.monotonic() < refused.again_at
 
     def _refuse(self, version: int | None, digest: str, reason: str) -> None:
         reason = _printable(reason)
         self.metrics.refused_versions.inc()
         if digest in self.refused:
-            self.refused[digest].tries += 1
+            self.refused[digest].failed_again()
             return
         log.error(
             "%s is refused, version %d goes on answering: %s",
@@ -173,7 +193,7 @@ class HotSwap:
             self.serving.current.version,
             reason,
         )
-        self.refused[digest] = RefusedVersion(version, reason, 1)
+        self.refused[digest] = RefusedVersion(version, reason)
         while len(self.refused) > _REFUSED_KEPT:
             del self.refused[next(iter(self.refused))]
 

@@ -182,8 +182,8 @@ def pydantic_errors(error: Any, index: int | None = None) -> list[dict[str, Any]
     return complaints
 
 
-def problem_of(error: EverlensError) -> Problem:
-    """Return the answer to one of our own errors."""
+def problem_of(error: EverlensError, *, writes: bool) -> Problem:
+    """Return the answer to one of our own errors; `writes` where the request may have done a thing."""
     match error:
         case IdConflict():
             return Problem("id-conflict", str(error))
@@ -201,12 +201,12 @@ def problem_of(error: EverlensError) -> Problem:
             return Problem("learner-silent", str(error), retry_after_s=2)
         case LogBehind():
             return Problem("log-behind", str(error))
-        case LogUnavailable() | OtherLog():
-            return Problem(
-                "log-unavailable",
-                f"{error}; whether a sample was accepted is unknown, retry with the same id",
-                retry_after_s=2,
-            )
+        case OtherLog():
+            return Problem("log-unavailable", str(error))
+        case LogUnavailable():
+            again = "whether a sample was accepted is unknown, retry with the same id"
+            detail = f"{error}; {again if writes else 'ask again'}"
+            return Problem("log-unavailable", detail, retry_after_s=2)
     raise error
 
 
@@ -235,7 +235,8 @@ def install(app: FastAPI) -> None:
 
     async def expected(request: Request, error: Exception) -> Response:
         assert isinstance(error, EverlensError)
-        return problem_of(error).response(request.url.path)
+        writes = request.method not in {"GET", "HEAD"}
+        return problem_of(error, writes=writes).response(request.url.path)
 
     async def parameters(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

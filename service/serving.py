@@ -18,6 +18,7 @@ class Serving:
         self._kept: dict[int, Snapshot] = {}
         self._swapped = asyncio.Event()
         self.waiting = 0
+        self.stopped = False
 
     @property
     def swapped(self) -> asyncio.Event:
@@ -44,14 +45,23 @@ class Serving:
         return [0, *self._kept]
 
     async def wait_learned(self, seq: int, wait_s: float) -> bool:
-        """Return True once the current snapshot has learnt entry `seq`, False after `wait_s`."""
+        """
+        Return True once the current snapshot has learnt entry `seq`.
+
+        False after `wait_s`, and where it has not when the service stops.
+        """
         self.waiting += 1
         try:
             async with asyncio.timeout(wait_s):
-                while self.current.learned_through < seq:
+                while self.current.learned_through < seq and not self.stopped:
                     await self._swapped.wait()
         except TimeoutError:
             return False
         finally:
             self.waiting -= 1
-        return True
+        return self.current.learned_through >= seq
+
+    def stop(self) -> None:
+        """Let nobody wait any more."""
+        self.stopped = True
+        self._swapped.set()

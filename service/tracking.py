@@ -1,5 +1,6 @@
 """
-Which request a line of the log belongs to, and what becomes of an error that nobody foresaw. ①
+Which request a line of the log belongs to, and what becomes of an error that nobody foresaw, or of
+an answer that was not ready when the service stopped. ①
 
 An ASGI layer around all others. A client's own `X-Request-Id` is taken over when it is short and
 harmless, and every answer names the one that holds.
@@ -7,6 +8,7 @@ harmless, and every answer names the one that holds.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -58,6 +60,10 @@ class Tracking:
                 if status:
                     raise  # half an answer is out: the server has to drop the connection
                 await _failure(request_id).response(scope["path"])(scope, receive, naming)
+            except asyncio.CancelledError:  # by the server, which ends
+                if status:
+                    raise
+                await _stopping(scope).response(scope["path"])(scope, receive, naming)
             finally:
                 if log.isEnabledFor(logging.DEBUG) and scope["path"] not in QUIET:
                     _tell(scope, status, time.monotonic() - started)
@@ -75,6 +81,17 @@ def _failure(request_id: str) -> Problem:
         "internal",
         "this is our fault, not yours; the log of the service has the reason, under request "
         f"{request_id}",
+    )
+
+
+def _stopping(scope: Scope) -> Problem:
+    if scope["method"] in {"GET", "HEAD"}:
+        return Problem("not-ready", "the service is stopping; ask again", retry_after_s=1)
+    return Problem(
+        "log-unavailable",
+        "the service is stopping, and whether what was sent was accepted is unknown; send it again, "
+        "a sample with the same id",
+        retry_after_s=1,
     )
 
 

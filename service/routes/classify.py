@@ -9,6 +9,7 @@ from service.answering import answered, read_questions
 from service.auth import caller_of
 from service.context import service_of
 from service.direct import DirectRoute
+from service.leaving import unless_left
 from service.rendering import answer
 from service.schemas import AnswerOut
 
@@ -30,5 +31,6 @@ async def post_classify(request: Request) -> Response:
     service = service_of(request)
     model = service.ready()
     questions = await read_questions(request, service.settings)
-    answers = await answered(service, model, questions, caller_of(request))
+    asked = answered(service, model, questions, caller_of(request))
+    answers = await (unless_left(request, asked) if questions.wait else asked)
     return answer(answers if questions.many else answers[0])

@@ -688,6 +688,13 @@ def test_a_busy_server_spoils_no_version(
         asyncio.run(read())
 
 
+@pytest.mark.parametrize("code", ["MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN"])
+def test_a_server_that_cannot_write_is_away(code: str) -> None:
+    """Its owner has to mend it; nothing of it is the fault of a request."""
+    with pytest.raises(LogUnavailable, match=code), reaching_the_log():
+        raise redis.ResponseError(f"{code} Errors writing to the disk")
+
+
 def test_a_server_that_forgot_a_script_is_asked_again(client: redis.Redis) -> None:
     """It was restarted right behind the script's loading."""
     with pytest.raises(LogUnavailable), reaching_the_log():

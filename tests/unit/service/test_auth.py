@@ -102,7 +102,7 @@ async def door(
     without = {scope: made(*(other for other in SCOPES if other != scope)) for scope in SCOPES}
     others = without | {ANY: made()}
     async with lasting(settings, tiny_clip) as api:
-        api.service.end_streams()  # else the answer of /events would go on for ever
+        api.service.end_waits()  # else the answer of /events would go on for ever
         yield Door(api, good, [lost, expired, *forged], alone, others)
 
 

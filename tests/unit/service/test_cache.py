@@ -12,7 +12,8 @@ import pytest
 
 from everlens.artifact import Manifest, digest_of
 from everlens.bus.server import EmbeddedServer
-from everlens.errors import PartError
+from everlens.bus.versions import Follower
+from everlens.errors import LogUnavailable, PartError
 from everlens.settings import Settings
 from service.cache import VersionCache
 from tests.unit.service.api import Api
@@ -75,6 +76,16 @@ def test_directory_that_was_emptied_keeps_nothing_half(tmp_path: Path) -> None:
     assert cache.load() == (again, by_digest(parts))
 
 
+def test_what_is_given_is_written_over_what_lies_there(tmp_path: Path) -> None:
+    """A power cut may have left a part short under its digest."""
+    cache = VersionCache(tmp_path)
+    parts = {"a": b"one", "b": b"two"}
+    cache.keep(version(1, parts), by_digest(parts))
+    (tmp_path / digest_of(b"one")).write_bytes(b"o")
+    cache.keep(version(2, parts), by_digest(parts))
+    assert cache.load() == (version(2, parts), by_digest(parts))
+
+
 async def test_what_a_full_disk_did_not_take_is_kept_with_the_next_version(
     api: Api, photos, monkeypatch
 ) -> None:
@@ -132,6 +143,38 @@ async def test_log_that_comes_back_ends_the_stale_answers(
             await until(lambda: not api.model.swaps.stale, 60)
         finally:
             server.stop()
+
+
+async def test_log_that_goes_away_behind_its_head_leaves_the_version_kept_here(
+    started: Start, settings: Settings, photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head was read, its parts cannot be: what is kept answers, and what is away is said."""
+    async with started(settings) as api:
+        await api.served(api.publish(photos, learned_through=4))
+        await until(lambda: api.model.swaps.cache.load() is not None)  # written behind the swap
+
+    async def away(*_: object) -> bytes:
+        raise LogUnavailable("gone for a moment")
+
+    monkeypatch.setattr(Follower, "part", away)
+    async with started(settings) as api:
+        ready = (await api.client.get("/readyz")).json()
+        assert (ready["version"], ready["stale"]) == (1, True)
+
+
+async def test_cache_that_cannot_be_read_is_none(
+    started: Start, settings: Settings, photos
+) -> None:
+    """The frozen base answers, as without a cache."""
+    async with started(settings) as api:
+        await api.served(api.publish(photos, learned_through=4))
+        await until(lambda: api.model.swaps.cache.load() is not None)
+        manifest = api.model.swaps.cache.directory / "manifest"
+    manifest.unlink()
+    manifest.mkdir()
+    away = settings.model_copy(update={"redis_url": "unix:///nowhere/redis.sock"})
+    async with started(away) as api:
+        assert (await api.client.get("/readyz")).json()["version"] == 0
 
 
 async def test_service_without_a_cache_starts_with_the_frozen_base(

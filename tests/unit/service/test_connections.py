@@ -224,6 +224,19 @@ async def test_a_body_that_nobody_reads_does_not_hold_its_connection():
         assert time.monotonic() - began < 1
 
 
+async def test_a_body_that_ends_behind_its_answer_is_owed_for_no_more_than_a_request():
+    """The connection is idle then, and counts as one: there are only so many."""
+    async with serving() as server:
+        head = b"POST /early HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+        reader, writer = await server.connect(head)
+        await reader.readuntil(b"no")
+        assert server.owing.count == 1
+        writer.write(b"12345")
+        await asyncio.sleep(0.1)
+        assert len(server.server.server_state.connections) == 1
+        assert server.owing.count == 1
+
+
 async def test_a_client_that_does_not_read_is_left():
     """An answer that nobody takes is dropped after a while, with its connection."""
     async with serving(send_s=0.3) as server:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from everlens.bus.versions import Follower
+from everlens.errors import PartError
+from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
 from everlens.settings import Settings
@@ -100,6 +102,24 @@ async def test_a_damaged_part_leaves_the_old_version_serving(api: Api, photos, d
     assert refused[bad.digest].tries == TRIES, "a bad version is not tried for ever"
     await api.served(api.publish(photos, learned_through=4))
     assert (await api.ask(photos["cat"])).json()["version"] == 3
+
+
+async def test_what_failed_for_a_while_is_tried_again(api: Api, photos, monkeypatch):
+    """A version for which there was no memory is served once there is some, and refused no more."""
+    monkeypatch.setattr("service.hotswap.AGAIN_S", 0.1)
+    build, tries = build_snapshot, 0
+
+    def short_of_memory(*arguments):
+        nonlocal tries
+        tries += 1
+        if tries <= TRIES + 1:
+            raise PartError("no memory")
+        return build(*arguments)
+
+    monkeypatch.setattr("service.hotswap.build_snapshot", short_of_memory)
+    await api.served(api.publish(photos, learned_through=4))
+    assert tries == TRIES + 2
+    assert not api.model.swaps.refused
 
 
 async def test_another_base_model_is_refused(api: Api, photos):

@@ -257,7 +257,7 @@ async def test_a_model_that_cannot_be_loaded_says_why(settings: Settings, error,
 async def test_the_root_names_routes_that_exist(api: Api):
     """Every route that GET / names is one."""
     routes = (await api.client.get("/")).json()["routes"]
-    api.service.end_streams()  # else the answer of /events would go on for ever
+    api.service.end_waits()  # else the answer of /events would go on for ever
     for route in routes:
         expected = {503} if route == "/events" else {200, 405}
         assert (await api.client.get(route)).status_code in expected

@@ -262,6 +262,7 @@ async def test_an_absent_log_is_a_503_that_says_to_retry(started: Start, setting
             assert response.json()["type"] == "/problems/log-unavailable"
             assert int(response.headers["retry-after"]) > 0
         assert "same id" in (await api.teach("heron", photo, id="a")).json()["detail"]
+        assert "ask again" in (await api.client.get("/samples/a")).json()["detail"]
         assert (await api.ask(photo, labels=["heron", "cat"])).status_code == 200
         metrics = (await api.client.get("/metrics")).text
         assert "everlens_log_up 0.0" in metrics

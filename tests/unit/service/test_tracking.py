@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from everlens.logs import JsonLines
+from service.tracking import Tracking
 from tests.unit.service.api import Api
 
 pytestmark = pytest.mark.anyio
@@ -101,3 +104,31 @@ async def test_a_decoder_that_dies_is_told_with_the_request_whose_picture_it_was
     assert response.status_code == 422
     (told,) = [line for line in lines() if "replaced" in line["message"]]
     assert told["request_id"] == "deadly"
+
+
+@pytest.mark.parametrize(("method", "kind"), [("GET", "not-ready"), ("POST", "log-unavailable")])
+async def test_what_is_cut_off_by_the_end_is_told_so(method: str, kind: str) -> None:
+    """The server cancels what takes too long: of what was sent it is unknown what became."""
+    sent: list[Message] = []
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": "/samples", "headers": []}
+    asked = asyncio.create_task(Tracking(endless)(scope, _nothing, send))
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.wait({asked})
+
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    problem = json.loads(sent[1]["body"])
+    assert problem["type"] == f"/problems/{kind}"
+    assert "stopping" in problem["detail"]
+
+
+async def _nothing() -> Message:
+    raise AssertionError("the body is not read")
