@@ -1,6 +1,5 @@
 """
-Which request a line of the log belongs to, and what becomes of an error that nobody foresaw, or of
-an answer that was not ready when the service stopped. ①
+Which request a line of the log belongs to, and what becomes of an error that nobody foresaw. ①
 
 An ASGI layer around all others. A client's own `X-Request-Id` is taken over when it is short and
 harmless, and every answer names the one that holds.
@@ -31,7 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Tracking:
-    """Gives each request an id, a line when it is done (at `debug`), and a 500 when it fails."""
+    """
+    Gives each request an id, a line when it is done (at `debug`), and a 500 when it fails.
+
+    One that the server cuts off, since it ends, is a 503.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
