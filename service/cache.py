@@ -42,9 +42,10 @@ class VersionCache:
         if lacking := sorted(named - there - parts.keys()):
             (self.directory / _MANIFEST).unlink(missing_ok=True)
             return lacking
-        # Also what is there: a power cut may have spoilt it.
         for digest in sorted(named & parts.keys()):
-            self._write(digest, parts[digest])
+            # A power cut may have spoilt what is there.
+            if digest not in there or (self.directory / digest).read_bytes() != parts[digest]:
+                self._write(digest, parts[digest])
         self._write(_MANIFEST, manifest.digest.encode() + b"\n" + manifest.encode())
         for name in there - named - {_MANIFEST}:
             (self.directory / name).unlink(missing_ok=True)

@@ -46,14 +46,6 @@ class RefusedVersion:
     version: int | None
     reason: str
     tries: int = 1
-    again_at: float = 0.0  # by the monotonic clock
-
-    def failed_again(self) -> None:
-        """Count another try; from the third on the next one waits, each time twice as long."""
-        self.tries += 1
-        if self.tries >= TRIES:
-            wait_s = AGAIN_S * 2 ** min(self.tries - TRIES, _DOUBLED_MAX)
-            self.again_at = time.monotonic() + wait_s
 
 
 class HotSwap:
@@ -77,17 +69,19 @@ class HotSwap:
         self.probe = Probe(serving.base.backbone)
         self.stale = False  # the answers are the cache's: the log was not reached since the start
         self.refused: dict[str, RefusedVersion] = {}
+        self._again_at: dict[str, float] = {}  # of those that failed three times
         self._unfetched = ""  # the digest of the version of which that was said
 
     async def follow(self, poll_s: float = 1.0) -> None:
         """Swap in every new head, for ever; the log may go and come back meanwhile."""
-        if not self.settled.is_set():
+        while not self.settled.is_set():
             await self._begin()
+            await asyncio.sleep(0.0 if self.settled.is_set() else poll_s)
         while True:
             try:
                 async with contextlib.aclosing(self.follower.heads(poll_s)) as heads:
                     async for version, digest in heads:
-                        self.refused.pop(_HEAD, None)  # it can be read again
+                        self._forget(_HEAD)  # it can be read again
                         try:
                             await self._look(version, digest)
                             self.stale = False
@@ -111,7 +105,9 @@ class HotSwap:
             return
         except (LogUnavailable, OtherLog) as error:
             log.warning("%s; answering with what is kept here until it does", error)
-        except PartError:
+        except PartError as error:  # of the head itself
+            self._refuse(None, _HEAD, str(error))
+            self.settled.set()
             return
         try:
             kept = await self._build(self.cache.load)
@@ -144,7 +140,7 @@ class HotSwap:
         digests = {manifest.parts[name] for name in changed_parts(manifest, previous)}
         parts = {digest: await self.follower.part(digest) for digest in sorted(digests)}
         await self._take(manifest, parts)
-        self.refused.pop(digest, None)
+        self._forget(digest)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         await self._keep(manifest, parts)
 
@@ -155,7 +151,7 @@ class HotSwap:
             if lacking:
                 fetched = {digest: await self.follower.part(digest) for digest in lacking}
                 await self._build(partial(self.cache.keep, manifest, {**parts, **fetched}))
-        except (OSError, PartError) as error:
+        except (OSError, PartError, LogUnavailable) as error:
             log.warning("version %d is not kept on this machine: %s", manifest.version, error)
 
     async def _take(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
@@ -178,15 +174,14 @@ class HotSwap:
         return await asyncio.get_running_loop().run_in_executor(self.builder, work)
 
     def _is_bad(self, digest: str) -> bool:
-        refused = self.refused.get(digest)
-        return refused is not None and time.monotonic() < refused.again_at
+        return time.monotonic() < self._again_at.get(digest, 0.0)
 
     def _refuse(self, version: int | None, digest: str, reason: str) -> None:
         reason = _printable(reason)
-        self.metrics.refused_versions.inc()
         if digest in self.refused:
-            self.refused[digest].failed_again()
+            self._refuse_again(digest)
             return
+        self.metrics.refused_versions.inc()
         log.error(
             "%s is refused, version %d goes on answering: %s",
             "the head" if version is None else f"version {version}",
@@ -195,7 +190,22 @@ class HotSwap:
         )
         self.refused[digest] = RefusedVersion(version, reason)
         while len(self.refused) > _REFUSED_KEPT:
-            del self.refused[next(iter(self.refused))]
+            self._forget(next(iter(self.refused)))
+
+    def _refuse_again(self, digest: str) -> None:
+        """Count another try; from the third on the next one waits, each time twice as long."""
+        refused = self.refused[digest]
+        refused.tries += 1
+        if refused.tries <= TRIES:  # later ones say nothing new to whoever counts them
+            self.metrics.refused_versions.inc()
+        if refused.tries >= TRIES:
+            doubled = min(refused.tries - TRIES, _DOUBLED_MAX)
+            self._again_at[digest] = time.monotonic() + AGAIN_S * 2**doubled
+
+    def _forget(self, digest: str) -> None:
+        """Hold nothing against a version any more."""
+        self.refused.pop(digest, None)
+        self._again_at.pop(digest, None)
 
 
 def _printable(reason: str) -> str:

@@ -183,7 +183,7 @@ def pydantic_errors(error: Any, index: int | None = None) -> list[dict[str, Any]
 
 
 def problem_of(error: EverlensError, *, writes: bool) -> Problem:
-    """Return the answer to one of our own errors; `writes` where the request may have done a thing."""
+    """Return the answer to one of our own errors; `writes` where a sample may have been sent."""
     match error:
         case IdConflict():
             return Problem("id-conflict", str(error))
@@ -204,8 +204,12 @@ def problem_of(error: EverlensError, *, writes: bool) -> Problem:
         case OtherLog():
             return Problem("log-unavailable", str(error))
         case LogUnavailable():
-            again = "whether a sample was accepted is unknown, retry with the same id"
-            detail = f"{error}; {again if writes else 'ask again'}"
+            detail = f"{error}; ask again"
+            if writes:
+                detail += (
+                    ". Of a sample that was sent it is unknown whether it was accepted: retry with "
+                    "the same id"
+                )
             return Problem("log-unavailable", detail, retry_after_s=2)
     raise error
 

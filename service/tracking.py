@@ -66,7 +66,9 @@ class Tracking:
             except asyncio.CancelledError:  # by the server, which ends
                 if status:
                     raise
-                await _stopping(scope).response(scope["path"])(scope, receive, naming)
+                # Nothing of this connection is begun any more.
+                closing = _stopping(scope).response(scope["path"], {"Connection": "close"})
+                await closing(scope, receive, naming)
             finally:
                 if log.isEnabledFor(logging.DEBUG) and scope["path"] not in QUIET:
                     _tell(scope, status, time.monotonic() - started)
@@ -92,8 +94,8 @@ def _stopping(scope: Scope) -> Problem:
         return Problem("not-ready", "the service is stopping; ask again", retry_after_s=1)
     return Problem(
         "log-unavailable",
-        "the service is stopping, and whether what was sent was accepted is unknown; send it again, "
-        "a sample with the same id",
+        "the service is stopping; ask again. Of a sample that was sent it is unknown whether it was "
+        "accepted: retry with the same id",
         retry_after_s=1,
     )
 

@@ -45,9 +45,10 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_pool(pool)
 
 
-# How the errors begin that pass, or that the server's owner has to mend: a script that takes longer
-# than a reply may, a disk that takes no snapshot, replicas that are away.
-_PASSING = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ")
+# How the errors without a class of their own begin that pass, or that the server's owner has to mend: a
+# script that takes longer than a reply may, a disk that takes no snapshot, replicas that are away.
+_PASSING = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+_PASSING_CLASSES = (redis.exceptions.ClusterDownError, redis.exceptions.TryAgainError)
 
 
 @contextlib.contextmanager
@@ -74,11 +75,11 @@ def reaching_the_log() -> Iterator[None]:
         # These have no class of their own.
         if str(error).startswith("ACL failure"):  # of a script
             raise LogUnavailable(f"the log does not let this user: {error}") from error
-        if str(error).startswith(_PASSING):
+        if is_passing(error):
             raise LogUnavailable(f"the log does not answer: {error}") from error
         raise
 
 
-def is_busy(error: redis.ResponseError) -> bool:
-    """Return whether the server is at a script that takes longer than a reply may."""
-    return str(error).startswith("BUSY ")
+def is_passing(error: redis.ResponseError) -> bool:
+    """Return whether a command may succeed later, as it is: the server cannot do it now."""
+    return isinstance(error, _PASSING_CLASSES) or str(error).startswith(_PASSING)

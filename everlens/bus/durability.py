@@ -11,7 +11,7 @@ import logging
 
 import redis
 
-from everlens.bus.connect import is_busy, reaching_the_log
+from everlens.bus.connect import is_passing, reaching_the_log
 from everlens.errors import ServerError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def check_durable(client: redis.Redis) -> None:
         try:
             found = client.config_get(*REQUIRED)
         except redis.ResponseError as error:
-            if is_busy(error):
+            if is_passing(error):
                 raise
             log.warning("cannot read the log server's settings (%s); 202 is as durable", error)
             return

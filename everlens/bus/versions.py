@@ -24,7 +24,7 @@ from everlens.artifact import (
     check_part,
     decode_manifest,
 )
-from everlens.bus.connect import is_busy, reaching_the_log
+from everlens.bus.connect import is_passing, reaching_the_log
 from everlens.bus.keys import Keys
 from everlens.bus.scripts import raise_for, script, text
 from everlens.bus.stream import Stream
@@ -309,7 +309,7 @@ class Follower:
             except redis.exceptions.NoPermissionError:
                 raise
             except redis.ResponseError as error:
-                if is_busy(error):
+                if is_passing(error):
                     raise
                 raise PartError(f"{key} cannot be read: {error}") from error
         assert isinstance(content, bytes)  # connections do not decode

@@ -109,8 +109,8 @@ async def test_each_query_gets_its_own_answer(base, watch):
 async def test_a_crowd_is_seen_in_larger_batches(watch):
     """Of 40 that wait 16 pass together, once eight did: the rest is there when they are answered."""
     async with watch(batch_max=32) as watched:
-        watched.batcher.sizes.timed(8, 8.0)
-        watched.batcher.sizes.timed(8, 8.0)
+        for _ in range(4):
+            watched.batcher.sizes.timed(8, 8.0)
         watched.gate.clear()
         first = asyncio.create_task(watched.ask(*pictures(1)))
         await asyncio.sleep(0.05)
