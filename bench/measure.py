@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everlens.errors import EverlensError
+
 DEFAULT_OUT = Path("build/bench")
+# With which a row cannot be measured, and the others can: errors of ours; of a process that does not
+# answer; of torch, where memory is short.
+FAILURES = (EverlensError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)

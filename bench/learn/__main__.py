@@ -30,7 +30,7 @@ import torch
 
 from bench.learn import commits, effect, growth, speed
 from bench.learn.rows import Findings, show
-from bench.measure import DEFAULT_OUT, finish
+from bench.measure import DEFAULT_OUT, FAILURES, finish
 from everlens.errors import EverlensError
 from everlens.model.backbone import STARTER, Backbone, load_backbone
 from everlens.model.runtime import choose_device, make_deterministic, set_threads
@@ -42,8 +42,6 @@ ON_DEMAND = ("beside",)
 # Of the starter, where it was not asked for by name: what is begun later than so many seconds would
 # end behind five minutes, and is left out.
 BESIDE_BEFORE_S = {"speed": 270.0, "effect": 235.0}
-# Of ours; of a process that does not answer; of torch, where memory is short.
-_FAILURES = (EverlensError, OSError, RuntimeError)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -121,7 +119,7 @@ def _found(kind: str, measure: Callable[[], Findings]) -> Findings:
     """Return what a kind of measurement found, or why it did not: the others can all the same."""
     try:
         return measure()
-    except _FAILURES as error:
+    except FAILURES as error:
         found = Findings()
         reason = " ".join(str(error).split())
         found.missing(kind, kind, reason[-300:])

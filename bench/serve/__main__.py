@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import DEFAULT_OUT, finish, table
+from bench.measure import DEFAULT_OUT, FAILURES, finish, table
 from bench.serve import (
     alone,
     learning,
@@ -38,7 +38,6 @@ from bench.serve import (
 )
 from bench.serve.findings import HEADER, Findings
 from bench.serve.stage import Options, Stage
-from everlens.errors import EverlensError
 from everlens.model.backbone import STARTER
 
 Row = Callable[[Stage], Findings]
@@ -62,8 +61,6 @@ BESIDE = ("saturation", "alone")  # what the starter is measured by, when it sta
 # Of a run without other servers: what is begun later would end behind five minutes, and is left out
 # if nothing is asked of it, as of the starter and the plain handler.
 BESIDE_BEFORE_S = 265.0
-# Of ours; of a process that does not answer; of torch, where memory is short.
-_FAILURES = (EverlensError, OSError, RuntimeError)
 PROMISED = ("over_bare_model", "over_best_peer", "added_p50_ms", "swap_p99_ratio", "beside_learner")
 
 
@@ -106,7 +103,7 @@ def measured(options: Options, only: Sequence[str], run_begun: float) -> dict[st
             begun = time.monotonic()
             try:
                 rows[name] = ROWS[name](stage)
-            except _FAILURES as error:  # the other rows can be measured all the same
+            except FAILURES as error:  # the other rows can be measured all the same
                 rows[name] = Findings()
                 reason = " ".join(str(error).split())
                 rows[name].add(name, f"not measured: {reason[-300:]}", ok=False)
