@@ -22,9 +22,11 @@ from bench.learn.rows import Findings
 from bench.measure import interleaved, ratio_of
 from everlens.model.backbone import Backbone
 from everlens.model.snapshot import Snapshot
+from everlens.settings import Settings
 from worker.learn.evidence import EvidenceSums
 from worker.learn.randomness import generator_for
 from worker.learn.replay import Exemplar
+from worker.learn.tuning import Round
 from worker.publication import evidence_parts, next_manifest
 
 CLASSES = (10, 1_000, 10_000)
@@ -74,38 +76,55 @@ def _example(snapshot: Snapshot, feed: Feed) -> tuple[tuple[int, int], torch.Ten
 
 
 class Filled:
-    """The turns of one filled feed, with the peak of memory that each half took."""
+    """One filled feed, step by step, with what each step and each observing took."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self.observe: list[Timing] = []
-        self.tune: list[Timing] = []
+        self.step: list[Timing] = []
         self.observe_bytes: list[int] = []
-        self.tune_bytes: list[int] = []
+        self.step_bytes: list[int] = []
+        self._drawn: list[Round] = []  # steps that are to be taken
+
+    def warm(self) -> None:
+        """Take the first step of all, which finds everything cold, and forget what it took."""
+        self()
+        for kept in (self.observe, self.step, self.observe_bytes, self.step_bytes):
+            kept.clear()
 
     def __call__(self) -> float:
-        """Learn one batch; return the processor seconds of its steps."""
+        """Take a step, of a new batch where none is left; return its processor seconds."""
+        learner, device = self.feed.learner, self.feed.device
+        drawing = Timing(0.0, 0.0)
+        if not self._drawn:
+            before = settled_bytes()
+            self.observe.append(self.feed.take()[1])
+            self.observe_bytes.append(peak_bytes() - before)
+            drawn, drawing = timed(learner.draw, device)
+            assert drawn is not None
+            self._drawn = drawn.steps
         before = settled_bytes()
-        self.observe.append(self.feed.take()[1])
-        self.observe_bytes.append(peak_bytes() - before)
-        before = settled_bytes()
-        self.tune.append(timed(self.feed.learner.tune, self.feed.device)[1])
-        self.tune_bytes.append(peak_bytes() - before)
-        return self.tune[-1].cpu_s
+        step = self._drawn.pop(0)
+        self.step.append(drawing + timed(lambda: learner.take(step), device)[1])
+        self.step_bytes.append(peak_bytes() - before)
+        return self.step[-1].cpu_s
 
 
 def measure(backbone: Backbone, rounds: int) -> Findings:
     """Return the rows of one model."""
     found = Findings()
     sizes = {f"{classes:,}": Filled(filled(backbone, classes)) for classes in CLASSES}
-    next(iter(sizes.values())).feed.turn()  # the first one of a process is slower
-    seconds = interleaved(sizes, rounds)
+    for size in sizes.values():
+        size.warm()
+    # The sizes take turns at each step: a machine's pace changes within a round of them. The first
+    # one was for warmth.
+    seconds = interleaved(sizes, rounds * Settings().sit_steps - 1)
     few, many = (f"{classes:,}" for classes in (CLASSES[0], CLASSES[-1]))
     for name, size in sizes.items():
         found.raw[name] = {
-            "tune": [(timing.wall_s, timing.cpu_s) for timing in size.tune],
+            "step": [(timing.wall_s, timing.cpu_s) for timing in size.step],
             "observe": [(timing.wall_s, timing.cpu_s) for timing in size.observe],
-            "tune_bytes": size.tune_bytes,
+            "step_bytes": size.step_bytes,
             "observe_bytes": size.observe_bytes,
         }
     middle = ratio_of(seconds[f"{CLASSES[1]:,}"], seconds[few])
@@ -116,7 +135,7 @@ def measure(backbone: Backbone, rounds: int) -> Findings:
     observe = ratio_of(*([timing.cpu_s for timing in size.observe] for size in (last, first)))
     found.note("flat_observe", "observe, likewise", observe)
     if sys.platform == "linux" and backbone.device.type == "cpu":
-        peaks = ratio_of(last.tune_bytes, first.tune_bytes)
+        peaks = ratio_of(last.step_bytes, first.step_bytes)
         found.at_most("flat_memory", "peak memory of the SIT steps, likewise", peaks, FLAT)
         # With the version that comes of it, whose class table is as long as there are classes.
         peaks = ratio_of(last.observe_bytes, first.observe_bytes)

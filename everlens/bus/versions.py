@@ -35,6 +35,8 @@ VERSIONS_KEPT = 8
 LINEAGE_MAX = 10_000
 _HEAD = re.compile(r"(\d{1,16}) ([0-9a-f]{64})")
 _HEAD_BYTES_MAX = 16 + 1 + 64
+# Read at once: a reply has two seconds, and a part comes over a line of any speed.
+_RANGE_BYTES = 1 << 20
 
 
 class Publisher:
@@ -295,7 +297,8 @@ class Follower:
         """
         Return what a key holds, None where that is nothing.
 
-        Its length is asked first: what is too long never gets here.
+        Its length is asked first: what is too long never gets here. Whether the ranges belong to
+        one writing is for its digest to say.
 
         Raises:
             PartError: it holds more bytes, or no bytes at all but a list or a hash.
@@ -305,15 +308,18 @@ class Follower:
                 size = await self.client.strlen(key)
                 if size > bytes_max:
                     raise PartError(f"{key} has {size} bytes, at most {bytes_max} are read")
-                content = await self.client.getrange(key, 0, bytes_max - 1)
+                content = bytearray()
+                for start in range(0, size, _RANGE_BYTES):
+                    piece = await self.client.getrange(key, start, start + _RANGE_BYTES - 1)
+                    assert isinstance(piece, bytes)  # connections do not decode
+                    content += piece
             except redis.exceptions.NoPermissionError:
                 raise
             except redis.ResponseError as error:
                 if is_passing(error):
                     raise
                 raise PartError(f"{key} cannot be read: {error}") from error
-        assert isinstance(content, bytes)  # connections do not decode
-        return content or None
+        return bytes(content) or None
 
     async def lineage(self, most: int = LINEAGE_MAX) -> list[dict[str, Any]]:
         """Return one record for each remembered version, of so many at most, the newest first."""

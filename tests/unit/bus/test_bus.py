@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import stat
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -558,6 +558,48 @@ def test_damaged_part_is_refused_by_its_reader(ask, stream: Stream, client) -> N
         ask(lambda a: Follower(a.client, stream.keys).part(digest_of(b"0123456789")))
     with pytest.raises(PartError, match="no longer stored"):
         ask(lambda a: Follower(a.client, stream.keys).part("0" * 64))
+
+
+@contextlib.asynccontextmanager
+async def slow_line(server: EmbeddedServer, path: Path, bytes_per_s: int) -> AsyncIterator[str]:
+    """Give the address of a socket from which the server's replies come at that pace."""
+
+    async def hand_on(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, at: float
+    ) -> None:
+        with contextlib.closing(writer):
+            while passing := await reader.read(1 << 16):
+                await asyncio.sleep(len(passing) / at)
+                writer.write(passing)
+
+    async def connected(asking: asyncio.StreamReader, answered: asyncio.StreamWriter) -> None:
+        replies, requests = await asyncio.open_unix_connection(server.url.removeprefix("unix://"))
+        await asyncio.gather(
+            hand_on(asking, requests, float("inf")), hand_on(replies, answered, bytes_per_s)
+        )
+
+    async with await asyncio.start_unix_server(connected, path):
+        yield f"unix://{path}"
+
+
+def test_a_part_comes_over_a_slow_line(
+    server: EmbeddedServer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole one may take longer than any reply may."""
+    answer_s = 0.5
+    monkeypatch.setattr("everlens.bus.connect._ANSWER_S", answer_s)
+    part = bytes(range(256)) * (4 << 12)
+    publish(Publisher(stream), manifest(1, "", {"x": part}), {"x": part})
+
+    async def read() -> bytes:
+        async with slow_line(server, tmp_path / "line", int(len(part) / (2 * answer_s))) as url:
+            asked = connect_async(url)
+            try:
+                return await Follower(asked, stream.keys).part(digest_of(part))
+            finally:
+                await asked.aclose()
+
+    assert asyncio.run(read()) == part
 
 
 # The server
