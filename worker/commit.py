@@ -41,7 +41,7 @@ from worker.tables import (
     waiting_row,
 )
 
-FORMAT = 7
+FORMAT = 8
 
 GoneRow = tuple[int, str, int]  # seq, id and class of what is unlearnt
 
