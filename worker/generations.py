@@ -1,7 +1,7 @@
 """
 Copies of the state that a damaged one falls back to. ⑥
 
-Two are kept, made every so many batches beside the learning and verified row by row before they
+Two are kept, made every so many entries beside the learning and verified row by row before they
 count. The log keeps every entry that the older one has not learnt, so that from either the learner
 comes to the same bits again.
 """

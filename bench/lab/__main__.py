@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.lab", description="How well it learns, against frozen baselines."
     )
-    parser.add_argument("--quick", action="store_true", help="a few streams, one seed: ten minutes")
+    parser.add_argument("--quick", action="store_true", help="a few streams, one seed: two minutes")
     parser.add_argument("--data", help="folder of packs")
     parser.add_argument("--source", help="a folder with a sub-folder a class, or a torchvision set")
     parser.add_argument("--seeds", type=int, help=f"{SEEDS}, or {QUICK_SEEDS} with --quick")

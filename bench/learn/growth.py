@@ -117,8 +117,8 @@ def measure(backbone: Backbone, rounds: int) -> Findings:
     for size in sizes.values():
         size.warm()
     # The sizes take turns at each step: a machine's pace changes within a round of them. The first
-    # one was for warmth.
-    seconds = interleaved(sizes, rounds * Settings().sit_steps - 1)
+    # one was for warmth, and behind the last one of its batch each observes another.
+    seconds = interleaved(sizes, max(2, rounds * Settings().sit_steps - 1))
     few, many = (f"{classes:,}" for classes in (CLASSES[0], CLASSES[-1]))
     for name, size in sizes.items():
         found.raw[name] = {

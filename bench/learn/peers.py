@@ -47,6 +47,16 @@ class PeftLoop:
         Raises:
             PeerError: it ended.
         """
+        self.ask(pictures, classes, half=half)
+        return self.asked()
+
+    def ask(self, pictures: int, classes: int, *, half: bool = False) -> None:
+        """
+        Let it take one step, once it is ready; `asked` waits for that.
+
+        Raises:
+            PeerError: it ended.
+        """
         assert self.process.stdin is not None
         asked = {"pictures": pictures, "classes": classes, "half": half}
         try:
@@ -54,6 +64,14 @@ class PeftLoop:
             self.process.stdin.flush()
         except OSError as error:
             raise PeerError(f"the peft loop ended: {error}") from error
+
+    def asked(self) -> Timing:
+        """
+        Return how long the step took that was asked for.
+
+        Raises:
+            PeerError: it ended.
+        """
         timing = self._answer()
         return Timing(timing["wall_s"], timing["cpu_s"])
 

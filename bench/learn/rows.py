@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from bench.measure import Spread, table
 from bench.serve import findings
 
-HEADER = ("model", "figure", "median (quartiles)", "must", "")
+HEADER = ("model", "figure", "median (quartiles or range)", "must", "")
 
 
 class Findings(findings.Findings):

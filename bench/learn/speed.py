@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from bench.learn.clock import Contender, Timing, timed
 from bench.learn.feed import CLASSES, Feed, Turn
 from bench.learn.limit import Limit
 from bench.learn.parametrized import ParametrizedLoop
-from bench.learn.peers import PATCH_SIZES, PeftLoop, peft_loop
+from bench.learn.peers import PATCH_SIZES, peft_loop
 from bench.learn.rows import Findings
 from bench.measure import Spread, interleaved, ratio_of, spread_of
 from bench.serve.peers.environments import PeerError
@@ -53,17 +54,18 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
     default, whole = Settings(), Settings(top_blocks=len(backbone.image_tower.blocks))
     steps: dict[str, Step] = {}
     reason = "not asked for"
+    # As many pictures as a step sees, so that nobody's first one that counts is his first.
+    company = default.replay_samples + default.batch_size
     with ExitStack() as stack:
         loop = None
         if peers:
-            try:  # first: it starts while the others warm up
+            try:  # first: it starts and warms up beside the others
                 loop = stack.enter_context(peft_loop(model, default, backbone.device.type))
+                loop.ask(company, CLASSES)
             except PeerError as error:
-                reason = str(error)
+                loop, reason = None, str(error)
         ours = Learning(Feed(backbone, default).warm())
         limit = Limit(ours.feed)
-        # As many pictures as a step sees, so that nobody's first one that counts is his first.
-        company = default.replay_samples + default.batch_size
         limit.run(company, 1)
         contenders = {
             "learner": Contender(ours.turn),
@@ -71,11 +73,13 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
         }
         if peers and model in PATCH_SIZES:
             rival = ParametrizedLoop(model, default, backbone.device)
-            steps |= parametrized_steps(rival, company, half=limit.half)
+            rival.step(company, CLASSES, half=limit.half)
+            steps["parametrize"] = partial(rival.step, classes=CLASSES, half=limit.half)
         if loop is not None:
             try:
                 found.raw["peft"] = loop.until_ready()
-                steps |= peft_steps(loop, company)
+                loop.asked()
+                steps["peft"] = partial(loop.step, classes=CLASSES)
             except PeerError as error:
                 reason = str(error)
         if steps:
@@ -102,18 +106,6 @@ def _adapter(found: Findings, learner: Learner, batch_s: float) -> None:
     share = timing.wall_s / exemplars * EXEMPLARS_A_ROUND / batch_s
     label = "making the adapter's version, at most, over the rounds that pay for it"
     found.note("adapter_share", label, spread_of([share]))
-
-
-def peft_steps(loop: PeftLoop, company: int) -> dict[str, Step]:
-    """Return the peft loop's steps, warm."""
-    loop.step(company, CLASSES)
-    return {"peft": lambda pictures: loop.step(pictures, CLASSES)}
-
-
-def parametrized_steps(loop: ParametrizedLoop, company: int, *, half: bool) -> dict[str, Step]:
-    """Return the steps of the loop over open_clip's model, warm; in bfloat16 where that is faster."""
-    loop.step(company, CLASSES, half=half)
-    return {"parametrize": lambda pictures: loop.step(pictures, CLASSES, half=half)}
 
 
 def _take_down(
