@@ -16,7 +16,7 @@ let classes = [];
 let forget = () => {};
 let sorting = { key: "samples", up: false };
 
-const draw = steadily(byId("class-rows"), render);
+const draw = steadily(byId("class-table"), render);
 byId("find").addEventListener("input", render);
 
 /** Call `listener` with the class that somebody wants to be forgotten. */
@@ -46,12 +46,12 @@ function head({ key, name, up = false }) {
   const turn = () => {
     sorting = { key, up: sorted ? !sorting.up : up };
     render();
-    byId("class-heads").querySelector(`[data-key="${key}"]`).focus();
+    byId("class-heads").querySelector(`[data-keep="by ${key}"]`).focus();
   };
   return el("th", {
     scope: "col", class: key === "label" ? null : "number",
     "aria-sort": sorted ? (sorting.up ? "ascending" : "descending") : null,
-  }, el("button", { type: "button", "data-key": key, onclick: turn }, name));
+  }, el("button", { type: "button", "data-keep": `by ${key}`, onclick: turn }, name));
 }
 
 function row(known, columns) {
@@ -65,7 +65,7 @@ function row(known, columns) {
     }
     return cell;
   }), el("td", { class: "number" }, el("button", {
-    type: "button", class: "link", "data-keep": known.label, "aria-label": `Forget ${quoted(known.label)}`,
+    type: "button", class: "link", "data-keep": `forget ${known.label}`, "aria-label": `Forget ${quoted(known.label)}`,
     onclick: () => forget(known),
   }, "forget")));
 }

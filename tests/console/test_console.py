@@ -285,6 +285,19 @@ def keep(console: Console, name: str) -> None:
     shot.quantize(160, kmeans=1, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+def test_focus_stays_on_a_heading(open_console: Opener, running: Running) -> None:
+    """A table that is drawn anew takes it away from nobody."""
+    console = open_console()
+    running.teach("cup", file_of(photograph("coffee")))
+    heading = console.page.get_by_role("button", name="recall")
+    rows = console.page.locator("#class-rows")
+    expect(rows).to_contain_text("cup", timeout=PATIENCE_MS)
+    heading.focus()
+    running.teach("mug", file_of(photograph("coffee")))
+    expect(rows).to_contain_text("mug", timeout=PATIENCE_MS)
+    expect(heading).to_be_focused()
+
+
 def test_hostile_label_is_a_text(open_console: Opener, running: Running) -> None:
     """Markup in a label is shown as it is written, wherever labels stand."""
     label = "<img src=x onerror=alert(1)>\"'&"
