@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from bench.measure import spread_of
+from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve.findings import Findings
 from bench.serve.stage import Stage, milliseconds
 from bench.versions import Versions
@@ -25,7 +24,7 @@ from worker.publication import evidence_parts, next_manifest
 
 COUNTS = (100, 10_000, 100_000)
 FLAT = 1.5  # ten times as many classes, in chunks of the same size
-_REPEATS = 7
+_REPEATS = 8
 
 
 @dataclass(slots=True)
@@ -42,58 +41,80 @@ class Cost:
         return self.publish_s + self.build_s + self.probe_s
 
 
+class Publishing:
+    """A learner that knows so many classes, and the service's version of it; one label more each time."""
+
+    def __init__(self, stage: Stage, classes: int) -> None:
+        known = stage.known(classes=classes)
+        self.backbone = stage.backbone
+        self.learner = learner_of(stage, known.versions)
+        self.present, self.manifest = known.snapshot, known.manifest
+        self.probe = Probe(stage.backbone)
+        self.costs: list[Cost] = []
+
+    def warm(self) -> None:
+        """Publish once, and forget what that cost."""
+        self()
+        self.costs.clear()
+
+    def __call__(self) -> float:
+        """Publish a label of the next class; return the seconds in all."""
+        changed = len(self.costs)
+        sums = self.learner.sums
+        assert sums is not None
+        sums.add(torch.ones(1, sums.sum_CD.shape[1]), [changed])
+        begun = time.perf_counter()
+        parts = evidence_parts(self.learner, _observation_of(changed))
+        self.manifest = next_manifest(
+            self.learner, _progress(self.manifest), parts, cursor=self.manifest.version
+        )
+        contents = {digest_of(part): part for part in parts.values()}
+        published = time.perf_counter()
+        self.present = build_snapshot(self.backbone, self.manifest, contents, self.present)
+        built = time.perf_counter()
+        self.probe.ask(self.present)
+        answered = time.perf_counter()
+        self.costs.append(Cost(published - begun, built - published, answered - built))
+        return self.costs[-1].whole_s
+
+
 def measure(stage: Stage) -> Findings:
     """Measure the learner's own encoding and the service's own building, in one process."""
     found = Findings()
-    costs = {count: _costs(stage, count) for count in COUNTS}
-    whole = {count: spread_of([cost.whole_s for cost in costs[count]]) for count in COUNTS}
-    for count in COUNTS:
+    publishing = {f"{count:,}": Publishing(stage, count) for count in COUNTS}
+    for each in publishing.values():
+        each.warm()
+    whole = interleaved(publishing, _REPEATS)
+    for count, classes in zip(COUNTS, publishing, strict=True):
+        seconds, costs = spread_of(whole[classes]), publishing[classes].costs
         parts = [
-            spread_of([getattr(cost, name) for cost in costs[count]]).median
+            spread_of([getattr(cost, name) for cost in costs]).median
             for name in ("publish_s", "build_s", "probe_s")
         ]
         shown = " + ".join(f"{1e3 * part:.3g}" for part in parts)
         found.add(
-            f"one label more among {count:,} classes: encode + build + probe",
-            f"{milliseconds(whole[count])} ({shown})",
+            f"one label more among {classes} classes: encode + build + probe",
+            f"{milliseconds(seconds)} ({shown})",
             "",
             ok=None,
-            **{f"publication_ms_{count}_classes": 1e3 * whole[count].median},
+            **{f"publication_ms_{count}_classes": 1e3 * seconds.median},
         )
-    few, many = COUNTS[-2:]
-    ratio = whole[many].median / whole[few].median
+    few, many = list(publishing)[-2:]
+    ratio = ratio_of(whole[many], whole[few])
     found.add(
-        f"the same, {many:,} over {few:,}",
-        f"{ratio:.3g}",
+        f"the same, {many} over {few}",
+        ratio,
         f"<= {FLAT}",
-        ok=ratio <= FLAT,
-        publication_ratio=ratio,
+        ok=ratio.median <= FLAT,
+        publication_ratio=ratio.median,
     )
     found.keep(
         costs={
-            str(count): [(c.publish_s, c.build_s, c.probe_s) for c in costs[count]]
-            for count in COUNTS
+            classes: [(c.publish_s, c.build_s, c.probe_s) for c in each.costs]
+            for classes, each in publishing.items()
         }
     )
     return found
-
-
-def _costs(stage: Stage, classes: int) -> list[Cost]:
-    """Return the cost of each of some publications; the first, cold one is left out."""
-    known = stage.known(classes=classes)
-    learner, present, manifest = learner_of(stage, known.versions), known.snapshot, known.manifest
-    costs, probe = [], Probe(stage.backbone)
-    for changed in _turns(learner):
-        begun = time.perf_counter()
-        parts = evidence_parts(learner, _observation_of(changed))
-        manifest = next_manifest(learner, _progress(manifest), parts, cursor=changed)
-        contents = {digest_of(part): part for part in parts.values()}
-        published = time.perf_counter()
-        present = build_snapshot(stage.backbone, manifest, contents, present)
-        built = time.perf_counter()
-        probe.ask(present)
-        costs.append(Cost(published - begun, built - published, time.perf_counter() - built))
-    return costs[1:]
 
 
 def _observation_of(changed: int) -> Observation:
@@ -109,15 +130,6 @@ def _progress(manifest: Manifest) -> Progress:
     progress.version, progress.digest = manifest.version, manifest.digest
     progress.parts = dict(manifest.parts)
     return progress
-
-
-def _turns(learner: Learner) -> Iterator[int]:
-    """Give the sums one label more each time; yield the class that got it."""
-    assert learner.sums is not None
-    width = learner.sums.sum_CD.shape[1]
-    for turn in range(_REPEATS + 1):
-        learner.sums.add(torch.ones(1, width), [turn])
-        yield turn
 
 
 def learner_of(stage: Stage, versions: Versions) -> Learner:

@@ -13,17 +13,16 @@ from bench.serve.stage import BATCHES, Stage
 # third. So it is as many as the largest batch has pictures, of which the service takes half at once.
 SATURATED = BATCHES[-1]
 OVER_BARE = 0.95
-# Answers before anything counts: the service tries each size of a batch four times (`service.batch_sizes`).
-_WARM = 4 * SATURATED
+# Before anything counts, in the lengths of one load: the service tries each size of a batch four times
+# (`service.batch_sizes`), which is a hundred pictures.
+_WARM = 3
 _SERVED = "served"
 
 
 def measure(stage: Stage) -> Findings:
     """Measure a crowd beside the bare model, and compare it with the batch that is best for that."""
     found, options, service = Findings(), stage.options, stage.service
-    warm = 0
-    while warm < _WARM:
-        warm += len(service.under_load(SATURATED, options.seconds).latencies_s)
+    service.under_load(SATURATED, _WARM * options.seconds)
     see = partial(stage.passes.see, stage.snapshot())
     bare_rate = partial(bare.rate, see, stage.bodies, stage.backbone.pixels)
     contenders = {_SERVED: lambda: service.under_load(SATURATED, options.seconds).rate}
