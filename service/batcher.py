@@ -208,8 +208,8 @@ class Batcher:
     def _take(self) -> list[_Ask | _Call | None]:
         """Return what waits, up to a full batch; block while nothing does."""
         items = [self._queue.get()]
-        # Of what waits half at most is a large batch: who asks again after it finds the next one there.
-        full = max(self.sizes.small, self.sizes.choose((1 + self._queue.qsize()) // 2))
+        # Who was answered last asks again while this batch passes, and is the next one.
+        full = max(self.sizes.small, self.sizes.choose(1 + self._queue.qsize()))
         pictures = _pictures(items[0])
         deadline = time.monotonic() + min(_LINGER_S_MAX, _LINGER_SHARE * self._forward_s)
         while pictures < full and items[-1] is not None:
