@@ -43,7 +43,7 @@ env: $(RUNTIME) ## only install what running needs
 dev: $(DEV) ## only install what running and testing needs
 
 # On two workers, a file at a time. Whole systems wait for their starts, their disks and each other:
-# beside each other they wait at the same time. The chaos campaign keeps both cores busy by itself.
+# beside each other they wait at the same time. What takes both cores or measures time runs alone.
 SIDE_BY_SIDE = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: check ## run the checks, then all tests
 	@$(SIDE_BY_SIDE) tests/unit $(PYTEST_ARGS)

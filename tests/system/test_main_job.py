@@ -24,8 +24,14 @@ from tests.system.processes import clean_environment, everlens_up, free_port, st
 
 CLASSES, SHOTS = 31, 8
 
-# Two minutes on two quiet cores, five beside other tests on slow ones.
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900), needs_packs]
+# By itself, for it measures how long a label takes.
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.system,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    needs_packs,
+]
 
 
 def encoded(pack: Pack, place: int) -> str:
@@ -161,7 +167,7 @@ def learn_all(job: Job) -> None:
         for k, sample in enumerate(job.samples()):
             accepted = job.client.post("/samples", json=sample)
             assert 202 == accepted.status_code, accepted.text
-            if k % 8 == 0:
+            if k % 4 == 0:
                 began = time.monotonic()
                 job.ask(sample["image"], wait_for=sample["id"])
                 waits_s.append(time.monotonic() - began)
