@@ -71,6 +71,7 @@ class HotSwap:
         self.refused: dict[str, RefusedVersion] = {}
         self._again_at: dict[str, float] = {}  # of those that failed three times
         self._unfetched = ""  # the digest of the version of which that was said
+        self._at_hand: dict[str, bytes] = {}  # digest → part: kept here, or fetched in vain before
 
     async def follow(self, poll_s: float = 1.0) -> None:
         """Swap in every new head, for ever; the log may go and come back meanwhile."""
@@ -101,6 +102,12 @@ class HotSwap:
     async def _begin(self) -> None:
         """Answer with the head; where the log is away, or another one, with the version kept here."""
         try:
+            kept = await self._build(self.cache.load)
+        except (OSError, PartError) as error:
+            log.warning("the version kept here is not used: %s", error)
+            kept = None
+        self._at_hand = dict(kept[1]) if kept else {}
+        try:
             await self._look(*await self.follower.head())
             return
         except (LogUnavailable, OtherLog) as error:
@@ -109,13 +116,12 @@ class HotSwap:
             self._refuse(None, _HEAD, str(error))
             self.settled.set()
             return
-        try:
-            kept = await self._build(self.cache.load)
-            if kept is not None:
+        if kept:
+            try:
                 await self._take(*kept)
                 self.stale = True
-        except (OSError, PartError) as error:
-            log.warning("the version kept here is not used: %s", error)
+            except PartError as error:
+                log.warning("the version kept here is not used: %s", error)
         self.settled.set()
 
     async def _look(self, version: int, digest: str) -> None:
@@ -137,12 +143,20 @@ class HotSwap:
         previous = self.serving.current
         manifest = await self.follower.manifest(version, digest)
         check_manifest(previous.backbone, manifest)  # before anything is fetched for it
-        digests = {manifest.parts[name] for name in changed_parts(manifest, previous)}
-        parts = {digest: await self.follower.part(digest) for digest in sorted(digests)}
+        names = changed_parts(manifest, previous)
+        parts = await self._fetched({manifest.parts[name] for name in names})
         await self._take(manifest, parts)
         self._forget(digest)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         await self._keep(manifest, parts)
+
+    async def _fetched(self, digests: set[str]) -> dict[str, bytes]:
+        """Return parts by their digests; over a slow line none comes twice."""
+        parts = self._at_hand = {d: self._at_hand[d] for d in digests & self._at_hand.keys()}
+        for digest in sorted(digests - parts.keys()):
+            parts[digest] = await self.follower.part(digest)
+        self._at_hand = {}
+        return parts
 
     async def _keep(self, manifest: Manifest, parts: Mapping[str, bytes]) -> None:
         """Keep the version that answers on this machine, for a start while the log is away."""

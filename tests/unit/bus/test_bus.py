@@ -586,8 +586,9 @@ def test_a_part_comes_over_a_slow_line(
     server: EmbeddedServer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole one may take longer than any reply may."""
-    answer_s = 0.5
+    answer_s = 1.0
     monkeypatch.setattr("everlens.bus.connect._ANSWER_S", answer_s)
+    monkeypatch.setattr("everlens.bus.versions._RANGE_BYTES", 1 << 16)
     part = bytes(range(256)) * (4 << 12)
     publish(Publisher(stream), manifest(1, "", {"x": part}), {"x": part})
 

@@ -15,6 +15,7 @@ from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
 from everlens.model.backbone import Backbone
+from everlens.bus.versions import Follower
 from everlens.settings import Settings
 from service.app import create_app
 from tests.unit.service.api import Api, encoded
@@ -90,3 +91,17 @@ async def api(started: Start, settings: Settings) -> AsyncIterator[Api]:
     """A running service with the default settings."""
     async with started(settings) as api:
         yield api
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Digests of the parts that a service has asked the log for, as it asks."""
+    digests: list[str] = []
+    part = Follower.part
+
+    async def fetching(self: Follower, digest: str) -> bytes:
+        digests.append(digest)
+        return await part(self, digest)
+
+    monkeypatch.setattr(Follower, "part", fetching)
+    return digests

@@ -153,13 +153,34 @@ async def test_log_that_goes_away_behind_its_head_leaves_the_version_kept_here(
         await api.served(api.publish(photos, learned_through=4))
         await until(lambda: api.model.swaps.cache.load() is not None)  # written behind the swap
 
-    async def away(*_: object) -> bytes:
-        raise LogUnavailable("gone for a moment")
+        async def away(*_: object) -> bytes:
+            raise LogUnavailable("gone for a moment")
 
-    monkeypatch.setattr(Follower, "part", away)
+        monkeypatch.setattr(Follower, "part", away)
+        api.publish({"cat": photos["rocket"]}, learned_through=5)
     async with started(settings) as api:
         ready = (await api.client.get("/readyz")).json()
         assert (ready["version"], ready["stale"]) == (1, True)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_restart_fetches_what_it_does_not_keep(
+    started: Start, settings: Settings, photos, fetched: list[str], damaged: bool
+) -> None:
+    """Of the newest version, that is; what lies here damaged it does not have."""
+    async with started(settings) as api:
+        first = api.publish(photos, learned_through=4)
+        await api.served(first)
+        await until(lambda: api.model.swaps.cache.load() is not None)  # written behind the swap
+        directory = api.model.swaps.cache.directory
+    if damaged:
+        (directory / first.parts["evidence/0"]).write_bytes(b"not a part")
+    fetched.clear()
+    async with started(settings) as api:
+        assert sorted(fetched) == (sorted(set(first.parts.values())) if damaged else [])
+        ready = (await api.client.get("/readyz")).json()
+        assert (ready["version"], ready["stale"]) == (1, False)
+        await until(lambda: api.model.swaps.cache.load() is not None)
 
 
 async def test_cache_that_cannot_be_read_is_none(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from everlens.bus.versions import Follower
-from everlens.errors import PartError
+from everlens.errors import LogUnavailable, PartError
 from everlens.model.parts import build_snapshot
 from everlens.model.snapshot import Snapshot, Views
 from everlens.model.tower import Hidden
@@ -56,16 +56,8 @@ async def test_versions_are_swapped_under_load_without_a_failed_answer(api: Api,
     assert (await api.ask(photos["cat"])).json()["version"] == 4
 
 
-async def test_unchanged_parts_are_not_fetched_again(api: Api, photos, monkeypatch):
+async def test_unchanged_parts_are_not_fetched_again(api: Api, photos, fetched: list[str]):
     """A second version costs only the parts that differ from the first."""
-    fetched = []
-    part = Follower.part
-
-    async def fetching(self: Follower, digest: str) -> bytes:
-        fetched.append(digest)
-        return await part(self, digest)
-
-    monkeypatch.setattr(Follower, "part", fetching)
     first = api.publish(photos, learned_through=4)
     await api.served(first)
     assert sorted(fetched) == sorted(set(first.parts.values()))
@@ -74,6 +66,27 @@ async def test_unchanged_parts_are_not_fetched_again(api: Api, photos, monkeypat
     second = api.publish(swapped, learned_through=5)
     await api.served(second)
     assert fetched == [second.parts["evidence/0"]]
+
+
+async def test_what_came_before_the_log_went_away_is_not_fetched_again(
+    api: Api, photos, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Over a line that breaks now and then a version comes part by part."""
+    part, broken = Follower.part, 0
+
+    async def breaking(self: Follower, digest: str) -> bytes:
+        nonlocal broken
+        if len(fetched) % 2:
+            broken += 1
+            fetched.append("broken")
+            raise LogUnavailable("gone for a moment")
+        return await part(self, digest)
+
+    monkeypatch.setattr(Follower, "part", breaking)
+    version = api.publish(photos, learned_through=4)
+    await api.served(version)
+    assert sorted(set(fetched) - {"broken"}) == sorted(set(version.parts.values()))
+    assert len(fetched) == len(set(version.parts.values())) + broken
 
 
 @pytest.mark.parametrize("damage", ["classes/0", "evidence/0", "evidence/factor", "fusion"])
