@@ -14,7 +14,7 @@ import pytest
 from tests.folders import short_folder
 from tests.fuzz.asking import running
 from tests.pictures import PHOTOGRAPHS, photograph
-from tests.system.processes import free_port
+from tests.system.processes import PATIENCE_S, free_port
 
 
 @pytest.fixture(scope="package")
@@ -61,9 +61,9 @@ Answered = TypeVar("Answered")
 def at_one_version(url: str, ask: Callable[[], Answered]) -> Answered:
     """Return what was asked while no other version came; adapters are published when they like."""
     for _ in range(20):
-        before = httpx.get(f"{url}/readyz").json()["version"]
+        before = httpx.get(f"{url}/readyz", timeout=PATIENCE_S).json()["version"]
         answered = ask()
-        if before == httpx.get(f"{url}/readyz").json()["version"]:
+        if before == httpx.get(f"{url}/readyz", timeout=PATIENCE_S).json()["version"]:
             return answered
     raise AssertionError("versions come faster than answers")
 
@@ -77,8 +77,8 @@ def _jpeg(name: str) -> bytes:
 def teach(url: str, picture: bytes, label: str) -> None:
     """Return when a picture is learnt as this."""
     sample = {"label": label, "id": uuid.uuid4().hex}
-    httpx.post(f"{url}/samples", data=sample, files={"image": picture}).raise_for_status()
     waiting = {"wait_for": sample["id"]}
-    httpx.post(
-        f"{url}/classify", data=waiting, files={"image": picture}, timeout=60
-    ).raise_for_status()
+    for route, data in (("samples", sample), ("classify", waiting)):
+        files = {"image": picture}
+        answer = httpx.post(f"{url}/{route}", data=data, files=files, timeout=PATIENCE_S)
+        answer.raise_for_status()

@@ -11,6 +11,7 @@ from huggingface_hub import InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.clients.conftest import at_one_version, teach
+from tests.system.processes import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
@@ -19,7 +20,7 @@ NAMES = ["heron", "stork", "crane"]
 
 @pytest.fixture
 def client(url: str) -> Iterator[InferenceClient]:
-    yield InferenceClient(f"{url}/hf/zero-shot-image-classification", timeout=60)
+    yield InferenceClient(f"{url}/hf/zero-shot-image-classification", timeout=PATIENCE_S)
     close_session()
 
 
@@ -30,7 +31,10 @@ def test_its_answer_is_that_of_classify(client, url, pictures) -> None:
         lambda: (
             client.zero_shot_image_classification(pictures["cat"], NAMES),
             httpx.post(
-                f"{url}/classify", data={"labels": NAMES}, files={"image": pictures["cat"]}
+                f"{url}/classify",
+                data={"labels": NAMES},
+                files={"image": pictures["cat"]},
+                timeout=PATIENCE_S,
             ).json()["predictions"],
         ),
     )

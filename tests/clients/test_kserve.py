@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 from everlens.model.backbone import Backbone
 from service.resizing import to_size
 from tests.clients.conftest import teach
+from tests.system.processes import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
@@ -73,7 +74,8 @@ def test_pictures_as_bytes(client, url, pictures) -> None:
     assert (2,) == result.as_numpy("prediction_id").shape
     for row, picture in enumerate(both):
         form = {"labels": NAMES, "version": answer["model_version"]}
-        ours = httpx.post(f"{url}/classify", data=form, files={"image": picture}).json()
+        files = {"image": picture}
+        ours = httpx.post(f"{url}/classify", data=form, files=files, timeout=PATIENCE_S).json()
         assert [line["label"] for line in ours["predictions"]] == [
             label for label, _ in lines(result, row)
         ]

@@ -21,6 +21,7 @@ from everlens.model.backbone import Backbone
 from everlens.model.parts import decode_adapter
 from service.resizing import to_size
 from tests.clients.conftest import teach
+from tests.system.processes import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +33,7 @@ def tuned(url: str, pictures: dict[str, bytes]) -> int:
         teach(url, pictures[name], name)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for version in httpx.get(f"{url}/versions").json()["versions"]:
+        for version in httpx.get(f"{url}/versions", timeout=PATIENCE_S).json()["versions"]:
             if version["adapter"]:
                 return int(version["version"])
         time.sleep(0.1)
@@ -42,7 +43,7 @@ def tuned(url: str, pictures: dict[str, bytes]) -> int:
 @pytest.fixture
 def part(log: str, url: str, tuned: int) -> bytes:
     """The adapter of that version as the service fetched it."""
-    digest = httpx.get(f"{url}/versions/{tuned}").json()["adapter"]
+    digest = httpx.get(f"{url}/versions/{tuned}", timeout=PATIENCE_S).json()["adapter"]
     client = connect(log)
     content = client.get(Keys("everlens").part(digest))
     client.close()
@@ -64,7 +65,7 @@ def test_the_image_features_are_those_that_answer(
     import open_clip  # not before our own code has: it wants a torchvision of the same build
 
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    answer = httpx.get(f"{url}/versions/{tuned}/adapter").raise_for_status()
+    answer = httpx.get(f"{url}/versions/{tuned}/adapter", timeout=PATIENCE_S).raise_for_status()
     assert "application/zip" == answer.headers["content-type"]
     zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path)
     torch.manual_seed(0)  # as the service makes a model of `random` weights
@@ -87,5 +88,5 @@ def test_the_image_features_are_those_that_answer(
 def test_a_version_without_one_says_so(url: str) -> None:
     """The frozen model has none; a version that is not there is another matter."""
     for version, kind in [(0, "no-adapter"), (987654321, "unknown-version")]:
-        answer = httpx.get(f"{url}/versions/{version}/adapter")
+        answer = httpx.get(f"{url}/versions/{version}/adapter", timeout=PATIENCE_S)
         assert (404, f"/problems/{kind}") == (answer.status_code, answer.json()["type"])

@@ -8,6 +8,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.system.processes import PATIENCE_S
+
 pytestmark = pytest.mark.system
 
 
@@ -15,7 +17,7 @@ def test_every_line_is_understood(url: str, pictures: dict[str, bytes]) -> None:
     """Each metric has a type and a help text and comes once; what happened is counted."""
     counts = []
     for _ in range(2):
-        answer = httpx.get(f"{url}/metrics")
+        answer = httpx.get(f"{url}/metrics", timeout=PATIENCE_S)
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(answer.text))
         names = [family.name for family in families]
@@ -29,6 +31,10 @@ def test_every_line_is_understood(url: str, pictures: dict[str, bytes]) -> None:
         counts.append(
             math.fsum(s.value for s in samples if s.name == "everlens_http_requests_total")
         )
-        files = {"image": pictures["cat"]}
-        httpx.post(f"{url}/classify", data={"labels": "cat"}, files=files).raise_for_status()
+        httpx.post(
+            f"{url}/classify",
+            data={"labels": "cat"},
+            files={"image": pictures["cat"]},
+            timeout=PATIENCE_S,
+        ).raise_for_status()
     assert counts[0] + 1 < counts[1]

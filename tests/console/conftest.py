@@ -12,12 +12,19 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
-from tests.system.processes import clean_environment, everlens_up, free_port, started
+from tests.system.processes import (
+    PATIENCE_S,
+    clean_environment,
+    everlens_up,
+    free_port,
+    started,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 _START_S = 240  # of a machine that does other things beside
 PATIENCE_MS = 120_000
+expect.set_options(timeout=PATIENCE_MS)  # else five seconds
 
 WIDE = (1280, 900)
 PHONE = (390, 844)
@@ -32,20 +39,26 @@ class Running:
 
     def teach(self, label: str, picture: bytes) -> None:
         """Send a labelled picture, as some other client does."""
-        files = {"image": ("picture", picture)}
-        httpx.post(f"{self.url}/samples", data={"label": label}, files=files).raise_for_status()
+        self._send("samples", picture, label=label)
 
     def ask(self, picture: bytes) -> None:
         """Send a picture to be classified, as some other client does."""
-        httpx.post(f"{self.url}/classify", files={"image": ("picture", picture)}).raise_for_status()
+        self._send("classify", picture)
 
     def newest_picture(self) -> bytes:
         """Return the picture that was asked about last, as it came."""
-        predictions = f"{self.url}/predictions"
-        newest = httpx.get(predictions, params={"order": "newest", "limit": 1}).raise_for_status()
-        (prediction,) = newest.json()["predictions"]
-        url = f"{predictions}/{prediction['prediction_id']}/image"
-        return httpx.get(url).raise_for_status().content
+        newest = self.get("predictions?order=newest&limit=1").json()["predictions"]
+        (prediction,) = newest
+        return self.get(f"predictions/{prediction['prediction_id']}/image").content
+
+    def get(self, path: str) -> httpx.Response:
+        """Return what a route answers."""
+        return httpx.get(f"{self.url}/{path}", timeout=PATIENCE_S).raise_for_status()
+
+    def _send(self, route: str, picture: bytes, **fields: str) -> None:
+        files = {"image": ("picture", picture)}
+        answer = httpx.post(f"{self.url}/{route}", data=fields, files=files, timeout=PATIENCE_S)
+        answer.raise_for_status()
 
 
 @dataclass
@@ -92,7 +105,7 @@ class Console:
 
     def until_status(self, words: str) -> None:
         """Return when the page says this of the picture."""
-        expect(self.page.locator("#status")).to_contain_text(words, timeout=PATIENCE_MS)
+        expect(self.page.locator("#status")).to_contain_text(words)
 
     def drop(self, picture: bytes, kind: str = "image/jpeg") -> None:
         """Drop a file on the page."""
@@ -163,6 +176,7 @@ class Opener:
             is_mobile=touch,
             device_scale_factor=1,
         )
+        context.set_default_timeout(PATIENCE_MS)
         console = Console(context.new_page(), self.url)
         console.watch()
         if not stream:
@@ -170,7 +184,7 @@ class Opener:
         console.page.goto(f"{self.url}/console")
         # It has heard from the service, or asks for a key.
         begun = console.page.locator("#connection", has_text="live")
-        expect(begun.or_(console.page.get_by_role("dialog"))).to_be_visible(timeout=PATIENCE_MS)
+        expect(begun.or_(console.page.get_by_role("dialog"))).to_be_visible()
         self.opened.append(console)
         return console
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -88,8 +87,8 @@ def test_dropped_photograph_is_named_and_the_answer_knows_it(open_console: Opene
     console.page.get_by_role("button", name="Teach").click()
     console.until_status("Learnt by version")
     assert ["coffee", "cat"] == console.lines
-    expect(console.page.locator("#version")).not_to_have_text(str(first), timeout=PATIENCE_MS)
-    expect(console.page.locator("#class-rows tr")).to_have_count(2, timeout=PATIENCE_MS)
+    expect(console.page.locator("#version")).not_to_have_text(str(first))
+    expect(console.page.locator("#class-rows tr")).to_have_count(2)
 
 
 def test_everything_goes_by_keyboard(open_console: Opener) -> None:
@@ -152,13 +151,13 @@ def test_pin_says_what_it_does_and_does_it(open_console: Opener) -> None:
     expect(page.get_by_role("dialog")).to_contain_text("Learning goes on")
     page.get_by_role("button", name=f"Pin version {version}").click()
     notices = page.locator("#notices")
-    expect(notices).to_contain_text(f"Version {version} is pinned", timeout=PATIENCE_MS)
-    expect(page.locator("#version")).to_have_text(version, timeout=PATIENCE_MS)
+    expect(notices).to_contain_text(f"Version {version} is pinned")
+    expect(page.locator("#version")).to_have_text(version)
 
     page.mouse.move(0, 0)
     page.get_by_role("button", name=f"Unpin: version {version}").click()
     page.get_by_role("button", name="Take it off").click()
-    expect(page.locator("#version")).not_to_have_text(version, timeout=PATIENCE_MS)
+    expect(page.locator("#version")).not_to_have_text(version)
     expect(notices).to_be_empty()
 
 
@@ -184,7 +183,7 @@ def test_page_is_live_without_a_stream(open_console: Opener, running: Running) -
     console = open_console(stream=False)
     before = console.version
     running.teach("cat", file_of(detail("cat", 99)))
-    expect(console.page.locator("#version")).not_to_have_text(str(before), timeout=PATIENCE_MS)
+    expect(console.page.locator("#version")).not_to_have_text(str(before))
     console.complaints[:] = [text for text in console.complaints if "/events" not in text]
 
 
@@ -225,14 +224,14 @@ def test_axe_finds_nothing_and_the_pages_are_seen(open_console: Opener, running:
         if shown != "astronaut":
             console = open_console(size=size, dark=dark, touch=size == PHONE)
         rows = console.page.locator("#class-rows")
-        expect(rows.filter(has_text=KNOWN[-1])).to_be_visible(timeout=PATIENCE_MS)
+        expect(rows.filter(has_text=KNOWN[-1])).to_be_visible()
         console.drop(file_of(photograph(shown)))
         console.until_status("says version")
         console.page.get_by_role("combobox", name="It is something else").fill(NEW[shown])
         console.page.get_by_role("button", name="Teach").click()
         console.until_status("Learnt by version")
         assert NEW[shown] == console.lines[0]
-        expect(console.page.locator(".headline")).to_be_visible(timeout=PATIENCE_MS)
+        expect(console.page.locator(".headline")).to_be_visible()
         keep(console, f"console-{name}")
         assert [] == violations(console)
         widths = "[document.documentElement.scrollWidth, screen.width]"
@@ -260,10 +259,10 @@ def test_what_a_label_brings_is_said_in_points(open_console: Opener, running: Ru
             running.teach(known, file_of(detail(known, turn)))
     console = open_console()
     row = console.page.locator("#class-rows tr").filter(has_text=KNOWN[0])
-    expect(console.page.locator("#class-heads")).to_contain_text("next label", timeout=PATIENCE_MS)
+    expect(console.page.locator("#class-heads")).to_contain_text("next label")
 
     def as_told() -> bool:
-        told = httpx.get(f"{running.url}/labelling").raise_for_status().json()["classes"]
+        told = running.get("labelling").json()["classes"]
         gain: float = next(each["expected_gain"] for each in told if each["label"] == KNOWN[0])
         return abs(float(row.locator("td").nth(-2).inner_text()) - gain) < 0.06
 
@@ -291,10 +290,10 @@ def test_focus_stays_on_a_heading(open_console: Opener, running: Running) -> Non
     running.teach("cup", file_of(photograph("coffee")))
     heading = console.page.get_by_role("button", name="recall")
     rows = console.page.locator("#class-rows")
-    expect(rows).to_contain_text("cup", timeout=PATIENCE_MS)
+    expect(rows).to_contain_text("cup")
     heading.focus()
     running.teach("mug", file_of(photograph("coffee")))
-    expect(rows).to_contain_text("mug", timeout=PATIENCE_MS)
+    expect(rows).to_contain_text("mug")
     expect(heading).to_be_focused()
 
 
@@ -304,7 +303,7 @@ def test_hostile_label_is_a_text(open_console: Opener, running: Running) -> None
     picture = file_of(Image.effect_noise((64, 64), 90).convert("RGB"))
     running.teach(label, picture)
     console = open_console()
-    expect(console.page.get_by_role("rowheader", name=label)).to_be_visible(timeout=PATIENCE_MS)
+    expect(console.page.get_by_role("rowheader", name=label)).to_be_visible()
     console.paste(picture)
     console.until_status(label)
     console.page.keyboard.press("1")
@@ -331,12 +330,12 @@ def test_key_is_asked_for_once_and_stays_in_the_tab(open_console: Opener, runnin
     console = open_console()
     page = console.page
     question = page.get_by_role("dialog")
-    expect(question).to_contain_text("wants an API key", timeout=PATIENCE_MS)
+    expect(question).to_contain_text("wants an API key")
     page.locator("#dialog-input").fill(token)
     page.keyboard.press("Enter")
-    expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
+    expect(page.locator("#connection")).to_have_text("live")
     page.reload()
-    expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)
+    expect(page.locator("#connection")).to_have_text("live")
     expect(question).to_be_hidden()
 
     assert not [request.url for request in console.requests if token in request.url]

@@ -28,7 +28,7 @@ from tests.system.processes import Started, clean_environment, free_port, starte
 pytestmark = pytest.mark.system
 
 READY_S = 120.0
-STOPPED_S = 15.0
+STOPPED_S = 60.0
 
 
 class Containers:
@@ -98,7 +98,7 @@ class Containers:
     def up(self) -> Iterator[dict[str, Started]]:
         """Give all three, healthy; they are ended in the reverse order."""
         with self.start_log() as log:
-            log.until_said("Ready to accept connections", 30)
+            log.until_said("Ready to accept connections", READY_S)
             with self.start("worker") as worker, self.start("service") as service:
                 running = {"valkey": log, "worker": worker, "service": service}
                 for name in ("worker", "service"):

@@ -13,7 +13,15 @@ from pathlib import Path
 import httpx
 
 from bench.tiny_clip import write_tiny_clip
-from tests.system.processes import ROOT, Started, clean_environment, everlens_up, free_port, started
+from tests.system.processes import (
+    PATIENCE_S,
+    ROOT,
+    Started,
+    clean_environment,
+    everlens_up,
+    free_port,
+    started,
+)
 
 _READY_S = 120
 
@@ -32,12 +40,14 @@ def running(folder: Path, **settings: str) -> Iterator[tuple[Started, str]]:
     with started(everlens_up(), environment, folder / "up.log") as launcher:
         launcher.until_said("Ctrl-C here stops everything", _READY_S)
         url = f"http://127.0.0.1:{port}"
-        teach = httpx.get(f"{url}/openapi.json").json()["paths"]["/samples"]["post"]
+        teach = httpx.get(f"{url}/openapi.json", timeout=PATIENCE_S).json()["paths"]["/samples"][
+            "post"
+        ]
         examples = teach["requestBody"]["content"]["application/json"]["examples"]
         sample = examples["one"]["value"]
-        httpx.post(f"{url}/samples", json=sample).raise_for_status()
+        httpx.post(f"{url}/samples", json=sample, timeout=PATIENCE_S).raise_for_status()
         query = {"image": sample["image"], "wait_for": sample["id"]}
-        httpx.post(f"{url}/classify", json=query).raise_for_status()
+        httpx.post(f"{url}/classify", json=query, timeout=PATIENCE_S).raise_for_status()
         yield launcher, url
 
 
@@ -51,7 +61,7 @@ def schemathesis(folder: Path, url: str, *words: str) -> Started:
 
 def requests_by_status(url: str) -> Counter[str]:
     """Return how many requests the service has answered with each status, by its own count."""
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
     counted: Counter[str] = Counter()
     for status, count in re.findall(
         r'^everlens_http_requests_total\{.*status="(\d+)"\} (\S+)', text, re.MULTILINE

@@ -12,6 +12,7 @@ import pytest
 from tests.folders import short_folder
 from tests.fuzz.asking import requests_by_status, running, schemathesis
 from tests.fuzz.examples import NotShown, ask_as_shown
+from tests.system.processes import PATIENCE_S
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -34,7 +35,7 @@ def url(folder: Path) -> Iterator[str]:
 
 def test_what_is_shown_works(url: str) -> None:
     """Each request that the description shows is answered as it says, and links lead to routes."""
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         document = client.get("/openapi.json").json()
         assert ask_as_shown(document, client) == []
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -50,7 +51,7 @@ def test_what_is_shown_works(url: str) -> None:
 
 def test_an_example_that_does_not_work_is_found(url: str) -> None:
     """An example with an unknown field, or none where one is needed, does not pass."""
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         document = client.get("/openapi.json").json()
         ask = document["paths"]["/classify"]["post"]["requestBody"]["content"]["application/json"]
         document["paths"] = {"/classify": document["paths"]["/classify"]}
@@ -83,7 +84,7 @@ def test_every_answer_is_a_documented_one(folder: Path, url: str) -> None:
 @pytest.mark.parametrize("spoilt", ["a status", "a field", "a content type"])
 def test_an_answer_that_is_not_documented_is_found(folder: Path, url: str, spoilt: str) -> None:
     """The same run fails against a description that lacks something, so it can fail."""
-    document = httpx.get(f"{url}/openapi.json").json()
+    document = httpx.get(f"{url}/openapi.json", timeout=PATIENCE_S).json()
     answers = document["paths"]["/livez"]["get"]["responses"]
     if spoilt == "a status":
         del answers["200"]

@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# Of an HTTP client on a machine that does other things beside; httpx's own are five seconds.
+PATIENCE_S = 60.0
+
 
 def free_port() -> int:
     """

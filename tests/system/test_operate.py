@@ -104,6 +104,7 @@ class Everlens:
             data={"label": label, "id": sample_id},
             files={"image": self.photos["cat" if label == "cat" else "cup"]},
             headers=headers,
+            timeout=READY_S,
         )
         assert response.status_code in {200, 202}, response.text
         seq: int = response.json()["seq"]
@@ -119,7 +120,7 @@ class Everlens:
         return answer
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"{self.url}{path}", timeout=30).json()
+        return httpx.get(f"{self.url}{path}", timeout=READY_S).json()
 
     def lines(self, half: str) -> list[dict[str, Any]]:
         """Return the lines of the log of one half; each has to be JSON."""
@@ -183,8 +184,10 @@ def test_a_sample_is_followed_from_its_request_to_its_batch(everlens: Everlens) 
     def request() -> Span | None:
         return collector.find("everlens-service", "POST /samples")
 
-    until(request, 30, "the request's span", log)
-    until(lambda: collector.find("everlens-worker", "learn batch"), 30, "the batch's span", log)
+    until(request, READY_S, "the request's span", log)
+    until(
+        lambda: collector.find("everlens-worker", "learn batch"), READY_S, "the batch's span", log
+    )
     span, batch = request(), collector.find("everlens-worker", "learn batch")
     assert span is not None
     assert batch is not None
@@ -211,7 +214,7 @@ def test_figures_of_a_running_one_are_what_a_person_asks(everlens: Everlens) -> 
     until = time.monotonic() + 60
     # The learner's report follows the version that an answer knows, and counts it in the next.
     while not found.get("everlens_learner_samples_total") and time.monotonic() < until:
-        text = httpx.get(f"{everlens.url}/metrics").text
+        text = httpx.get(f"{everlens.url}/metrics", timeout=READY_S).text
         found = {
             sample.name: sample.value
             for family in text_string_to_metric_families(text)

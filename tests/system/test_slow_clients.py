@@ -25,12 +25,18 @@ from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
 from service.connections import HEAD_S
 from service.limits import Pace
-from tests.system.processes import Started, clean_environment, free_port, started
+from tests.system.processes import (
+    PATIENCE_S,
+    Started,
+    clean_environment,
+    free_port,
+    started,
+)
 
 pytestmark = pytest.mark.system
 
 READY_S = 120
-SLACK_S = 8  # for a loaded machine; still far from the 30 s that a body has in all
+SLACK_S = 15  # for a loaded machine; still far from the 30 s that a body has in all
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +68,13 @@ def port(service: tuple[Started, int]) -> Iterator[int]:
     yield port
     assert process.process.poll() is None
     assert "Traceback" not in process.said()
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
     assert 'status="5' not in metrics
 
 
-def exchange(port: int, *pieces: bytes, pause_s: float = 0.0, within_s: float = 20.0) -> bytes:
+def exchange(
+    port: int, *pieces: bytes, pause_s: float = 0.0, within_s: float = PATIENCE_S
+) -> bytes:
     """Return everything that comes back on one connection until it is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=within_s) as client:
         stopped = threading.Event()
@@ -117,7 +125,7 @@ def test_slow_clients_are_cut_off_while_others_are_answered(port: int) -> None:
         "chunks": (head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", Pace().grace_s, [408]),
     }
     url, began = f"http://127.0.0.1:{port}", time.monotonic()
-    with ThreadPoolExecutor(200) as pool, httpx.Client(base_url=url) as healthy:
+    with ThreadPoolExecutor(200) as pool, httpx.Client(base_url=url, timeout=PATIENCE_S) as healthy:
 
         def be_slow(first: bytes) -> tuple[list[int], float]:
             answer = exchange(port, first)
@@ -132,7 +140,7 @@ def test_slow_clients_are_cut_off_while_others_are_answered(port: int) -> None:
             assert healthy.get("/readyz").status_code == 200
             longest_s = max(longest_s, time.monotonic() - asked)
             time.sleep(0.1)
-    assert longest_s < 3
+    assert longest_s < HEAD_S - 2  # it waited for none of those that were ended last
     for kind, future in waiting:
         _, due_s, expected = kinds[kind]
         answered, took_s = future.result()
@@ -163,8 +171,10 @@ def test_a_crowd_does_not_keep_others_out(port: int) -> None:
             client = crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
             client.sendall(b"GET / HTTP/1.1\r\nX: ")
         for _ in range(20):
-            assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            assert (
+                httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=HEAD_S / 2).status_code == 200
+            )
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
     assert 'everlens_connections_refused_total{reason="crowded"}' in metrics
 
 
@@ -240,7 +250,8 @@ def test_a_large_body_hears_its_answer_on_a_real_socket(port: int) -> None:
             yield large[start : start + 65536]
 
     for content in (large, unannounced()):
-        response = httpx.post(url, content=content, headers={"content-type": "image/jpeg"})
+        headers = {"content-type": "image/jpeg"}
+        response = httpx.post(url, content=content, headers=headers, timeout=PATIENCE_S)
         assert response.status_code == 413
         assert response.json()["type"] == "/problems/body-too-large"
 

@@ -139,9 +139,9 @@ def test_a_stopwatch_times_a_context_until_its_end() -> None:
         yield
 
     with clock.around(transaction, "commit")():
-        time.sleep(0.02)
+        time.sleep(0.2)
     assert clock.around(lambda: 7, "publish")() == 7
-    assert clock.spent["commit"] >= 0.02 > clock.spent["publish"]
+    assert clock.spent["commit"] >= 0.2 > clock.spent["publish"]
 
 
 def test_a_peer_that_cannot_run_says_why() -> None:
@@ -176,9 +176,9 @@ def test_a_processs_work_is_seen() -> None:
 
 
 def test_time_is_taken_on_both_clocks() -> None:
-    made, timing = timed(lambda: time.sleep(0.05), torch.device("cpu"))
+    made, timing = timed(lambda: time.sleep(0.2), torch.device("cpu"))
     assert made is None
-    assert timing.wall_s >= 0.05 > timing.cpu_s
+    assert timing.wall_s >= 0.2 > timing.cpu_s
 
 
 def test_the_table_says_what_was_missed_and_what_is_missing() -> None:

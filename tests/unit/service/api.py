@@ -122,7 +122,7 @@ class Api:
 
     async def served(self, manifest: Manifest) -> Snapshot:
         """Return the snapshot of a published version once it serves."""
-        assert await self.model.serving.wait_learned(manifest.learned_through, 10)
+        assert await self.model.serving.wait_learned(manifest.learned_through, 60)
         return self.model.serving.current
 
 

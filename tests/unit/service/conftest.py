@@ -14,8 +14,8 @@ from skimage import data
 from everlens.bus.connect import connect
 from everlens.bus.keys import Keys
 from everlens.bus.stream import Stream
-from everlens.model.backbone import Backbone
 from everlens.bus.versions import Follower
+from everlens.model.backbone import Backbone
 from everlens.settings import Settings
 from service.app import create_app
 from tests.unit.service.api import Api, encoded

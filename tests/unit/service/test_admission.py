@@ -13,6 +13,7 @@ from everlens.bus.admission import Admission, Admittable
 from everlens.errors import IdConflict, LogUnavailable
 from everlens.records import Receipt
 from service.admission import GroupAdmission
+from tests.unit.service.test_hotswap import until
 
 
 class StoppedLog:
@@ -41,17 +42,16 @@ async def test_nobody_waits_for_the_groups_ahead(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(service.admission, "ANSWER_S", 0.2)
     log = StoppedLog()
     group = GroupAdmission(cast("Admission", log))
-    loop = asyncio.get_running_loop()
 
-    began = loop.time()
     waiting = [asyncio.create_task(group.admit([sample("sent")]))]
-    await asyncio.sleep(0.05)
+    await until(lambda: log.calls)
     waiting += [asyncio.create_task(group.admit([sample(f"late-{k}")])) for k in range(3)]
-    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
 
-    assert loop.time() - began < 0.5
     assert all(isinstance(outcome, LogUnavailable) for outcome in outcomes)
     log.answering.set()
+    monkeypatch.setattr(service.admission, "ANSWER_S", 60)
     assert [Receipt("next", 1, repeated=False)] == await group.admit([sample("next")])
     assert [["sent"], ["next"]] == log.calls
 

@@ -38,6 +38,7 @@ from service.auth import (
 from service.problems import Problem
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start, lasting, settings_for
+from tests.unit.service.test_hotswap import until
 
 pytestmark = pytest.mark.anyio
 
@@ -561,13 +562,13 @@ async def test_greedy_keys_leave_a_place_for_a_modest_one(path: Path, token):
 
 async def test_who_asks_too_often_waits_for_the_refusal(path: Path, token):
     """So many refusals of a key are held back, more are given at once; other keys do not wait."""
-    layer = layer_over(path, Inside(), Clock(), rate_per_s=1, concurrency=3, hold_back_s=0.3)
+    layer = layer_over(path, Inside(), Clock(), rate_per_s=1, concurrency=3, hold_back_s=1.0)
     _, other = add_key(path, "other", now=NOW)
     layer.ring._look_at = 0
     for _ in range(2):
         assert (await exchange(layer, bearer(token)))[0] == 200
     tasks = [asyncio.create_task(exchange(layer, bearer(token))) for _ in range(5)]
-    await asyncio.sleep(0.05)
+    await until(lambda: any(task.done() for task in tasks))
     assert [task.done() for task in tasks] == [False] * 3 + [True] * 2
     assert (await exchange(layer, bearer(other)))[0] == 200
     assert [status for status, *_ in await asyncio.gather(*tasks)] == [429] * 5

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from service.names import NameVectors
 from service.passes import Passes
 from service.problems import Problem
 from service.serving import Serving
+from tests.unit.service.test_hotswap import until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +38,21 @@ class Watched:
     sizes: list[int]
     versions: list[int]
     gate: threading.Event
+    held: threading.Event
 
     async def ask(self, *pictures: np.ndarray, labels=LABELS, top: int = 3):
         return await self.batcher.ask([Query(p, labels, top) for p in pictures])
+
+    async def hold(self) -> asyncio.Task[Any]:
+        """Return a query whose forward pass has begun, and waits for the gate to be opened."""
+        self.gate.clear()
+        first = asyncio.create_task(self.ask(*pictures(1)))
+        await until(self.held.is_set)
+        return first
+
+    async def queued(self, count: int) -> None:
+        """Return when so many queries are under way."""
+        await until(lambda: self.batcher._queued == count)
 
 
 @pytest.fixture
@@ -61,11 +75,13 @@ def watch(base: Snapshot, monkeypatch):
         )
         gate = threading.Event()
         gate.set()
-        watched = Watched(batcher, serving, [], [], gate)
+        watched = Watched(batcher, serving, [], [], gate, threading.Event())
         see = Passes.see
 
         def seeing(passes: Passes, snapshot: Snapshot, pixels: Sequence[np.ndarray]):
-            gate.wait(10)
+            watched.held.set()
+            assert gate.wait(60)
+            watched.held.clear()
             watched.sizes.append(len(pixels))
             watched.versions.append(snapshot.version)
             return see(passes, snapshot, pixels)
@@ -111,11 +127,9 @@ async def test_a_crowd_is_seen_in_larger_batches(watch):
     async with watch(batch_max=32) as watched:
         for _ in range(4):
             watched.batcher.sizes.timed(8, 8.0)
-        watched.gate.clear()
-        first = asyncio.create_task(watched.ask(*pictures(1)))
-        await asyncio.sleep(0.05)
+        first = await watched.hold()
         rest = [asyncio.create_task(watched.ask(picture)) for picture in pictures(40)]
-        await asyncio.sleep(0.05)
+        await watched.queued(41)
         watched.gate.set()
         answers = await asyncio.gather(first, *rest)
     assert len(answers) == 41
@@ -125,11 +139,9 @@ async def test_a_crowd_is_seen_in_larger_batches(watch):
 async def test_what_waits_becomes_one_batch(watch):
     """While a forward pass runs, the queries that come are gathered for the next."""
     async with watch() as watched:
-        watched.gate.clear()
-        first = asyncio.create_task(watched.ask(*pictures(1)))
-        await asyncio.sleep(0.05)
+        first = await watched.hold()
         rest = [asyncio.create_task(watched.ask(picture)) for picture in pictures(7)]
-        await asyncio.sleep(0.05)
+        await watched.queued(8)
         watched.gate.set()
         await asyncio.gather(first, *rest)
     assert watched.sizes == [1, 7]
@@ -143,22 +155,24 @@ async def test_a_lone_query_waits_for_nobody(watch):
     assert watched.sizes == [1, 1, 1]
 
 
-async def test_a_batch_lingers_for_a_picture_in_decode(watch):
+async def test_a_batch_lingers_for_a_picture_in_decode(watch, monkeypatch):
     """While a picture is announced, the batch waits a moment for it, and no longer."""
     one, other = pictures(2)
     async with watch() as watched:
-        watched.batcher._forward_s = 10.0
-        with watched.batcher.decoding():
-            first = asyncio.create_task(watched.ask(one))
-            await asyncio.sleep(0.005)
-            second = asyncio.create_task(watched.ask(other))
-        await asyncio.gather(first, second)
+        batcher = watched.batcher
+        with monkeypatch.context() as patient:
+            patient.setattr("service.batcher._LINGER_S_MAX", 60.0)
+            batcher._forward_s = 1000.0
+            with batcher.decoding():
+                first = asyncio.create_task(watched.ask(one))
+                await until(lambda: batcher._queued == 1 and batcher._queue.empty())
+                second = asyncio.create_task(watched.ask(other))
+            await asyncio.gather(first, second)
         assert watched.sizes == [2]
-        watched.batcher._forward_s = 10.0
-        started = time.monotonic()
-        with watched.batcher.decoding():
-            await watched.ask(one)
-        assert time.monotonic() - started < 0.5
+        batcher._forward_s = 1000.0
+        with batcher.decoding():
+            async with asyncio.timeout(20):  # a tenth of a forward pass is 100 s
+                await watched.ask(one)
     assert watched.sizes == [2, 1]
 
 
@@ -183,12 +197,10 @@ async def test_a_swap_takes_effect_between_two_batches(base, watch):
 
     newer = replace(base, version=1, learned_through=7, digest="1")
     async with watch() as watched:
-        watched.gate.clear()
-        first = asyncio.create_task(watched.ask(*pictures(1)))
-        await asyncio.sleep(0.05)
+        first = await watched.hold()
         watched.serving.swap(newer)
         second = asyncio.create_task(watched.ask(*pictures(1)))
-        await asyncio.sleep(0.02)
+        await watched.queued(2)
         watched.gate.set()
         ((before,), (after,)) = await asyncio.gather(first, second)
     assert (before.version, before.learned_through) == (0, 0)
@@ -222,12 +234,15 @@ async def test_new_names_do_not_keep_others_waiting(watch, monkeypatch):
     async with watch() as watched:
         await watched.ask(*pictures(1))
         many = tuple(f"name {k}" for k in range(50))
-        long = asyncio.create_task(watched.ask(*pictures(1), labels=many))
-        await asyncio.sleep(0.03)
-        await watched.ask(*pictures(1))
-        assert not long.done()
-        (answer,) = await long
-        assert {line.label for line in answer.ranked} <= set(many)
+        answered = []
+
+        async def asked(labels: tuple[str, ...]) -> None:
+            (answer,) = await watched.ask(*pictures(1), labels=labels)
+            assert {line.label for line in answer.ranked} <= set(labels)
+            answered.append(labels)
+
+        await asyncio.gather(asked(many), asked(LABELS))
+    assert answered == [LABELS, many]
 
 
 async def test_names_are_computed_once(watch, monkeypatch):
@@ -269,7 +284,7 @@ async def test_beyond_the_queue_is_busy(watch):
     async with watch(queued_max=4) as watched:
         watched.gate.clear()
         waiting = [asyncio.create_task(watched.ask(picture)) for picture in pictures(4)]
-        await asyncio.sleep(0.02)
+        await watched.queued(4)
         with pytest.raises(Problem) as refused:
             await watched.ask(*pictures(1))
         assert (refused.value.status, refused.value.retry_after_s) == (503, 1)

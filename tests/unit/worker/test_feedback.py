@@ -110,12 +110,12 @@ async def test_a_refused_answer_is_scored_first_and_then_learnt(client: httpx.As
 
 async def next_scored_and_right(client: httpx.AsyncClient, scored: int) -> tuple[int, int]:
     """Return the learner's next figures: it leaves them a moment after the version."""
-    for _ in range(200):
-        found = scored_and_right((await client.get("/learning")).json()["learner"])
-        if found[0] > scored:
-            break
-        await asyncio.sleep(0.05)
-    return found
+    async with asyncio.timeout(60):
+        while True:
+            found = scored_and_right((await client.get("/learning")).json()["learner"])
+            if found[0] > scored:
+                return found
+            await asyncio.sleep(0.05)
 
 
 def score_of(answer: dict[str, Any], label: str) -> float:

@@ -297,7 +297,7 @@ def test_death_between_any_two_steps_gives_the_same_bits(bench: Bench) -> None:
         if dies_after in {"draw", "tune"}:
             loop.adapter_clock.draw()
         if dies_after == "tune":  # the steps were taken, their commit was not
-            assert loop.rounds.taken(wait_s=10)
+            assert loop.rounds.taken(wait_s=60)
         loop.close()
     survivor = run_to(copy.loop("dying"), 20)
 

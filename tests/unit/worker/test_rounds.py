@@ -32,7 +32,7 @@ class Gate:
         take = Learner.take
 
         def held(learner: Learner, drawn: Round, *rest: Any) -> list[float]:
-            assert self.opened.wait(30)
+            assert self.opened.wait(60)
             return take(learner, drawn, *rest)
 
         monkeypatch.setattr(Learner, "take", held)
@@ -147,7 +147,7 @@ def test_rounds_stand_back(tmp_path: Any) -> None:
     for ahead in (0, 1):
         rounds.ahead = ahead
         rounds.put(Round(1, 1, STEPS))
-        assert [[1.0, 1.0]] == [taken.losses for taken in rounds.taken(wait_s=5)]
+        assert [[1.0, 1.0]] == [taken.losses for taken in rounds.taken(wait_s=60)]
     rounds.close()
     assert rounds.ahead == 0  # it was for one
     assert found == [min(19, os.nice(0) + NICENESS)] * 2 + [os.nice(0)] * 2
@@ -168,10 +168,10 @@ def test_what_was_taken_before_a_failure_is_not_lost(tmp_path: Any) -> None:
     rounds = Rounds(Learner(), attempts, 1)  # type: ignore[arg-type]
     for batch in (1, 2):
         rounds.put(Round(batch, 1, STEPS))
-    rounds._thread.join(5)  # type: ignore[union-attr]
-    assert [taken.batch for taken in rounds.taken(wait_s=5)] == [1]
+    rounds._thread.join(60)  # type: ignore[union-attr]
+    assert [taken.batch for taken in rounds.taken(wait_s=60)] == [1]
     attempts.done(1)
     with pytest.raises(RuntimeError, match="poison"):
-        rounds.taken(wait_s=5)
+        rounds.taken(wait_s=60)
     assert (attempts.begun(1), attempts.begun(2)) == (0, 1)
     rounds.close()
