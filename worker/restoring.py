@@ -133,12 +133,12 @@ def _check_fits(record: dict[str, Any], progress: Progress, learner: Learner) ->
         raise StateError(
             f"the state was made with another base model ({progress.fingerprint[:12]}, this is "
             f"{learner.backbone.name} {learner.backbone.fingerprint[:12]}); set EVERLENS_MODEL "
-            "back, or give this model a data directory of its own"
+            "back, or give this model an EVERLENS_DATA_DIR and EVERLENS_NAMESPACE of its own"
         )
     now = config_record(learner.config)
     for name, value in record["config"].items():
         if now[name] != value:
             raise StateError(
                 f"the state was made with EVERLENS_{name.upper()}={value}, now it is {now[name]}; "
-                "set it back, or begin with another data directory"
+                "set it back, or begin anew with another EVERLENS_DATA_DIR and EVERLENS_NAMESPACE"
             )

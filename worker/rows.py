@@ -32,9 +32,12 @@ def row_digest(row: Sequence[Value]) -> bytes:
     """
     digest = hashlib.sha256()
     for value in row:
-        content = value if isinstance(value, bytes) else str(value).encode()
-        digest.update(f"{type(value).__name__} {len(content)} ".encode())
-        digest.update(b"%08x" % zlib.crc32(value) if isinstance(value, bytes) else content)
+        if isinstance(value, bytes):
+            length, told = len(value), b"%08x" % zlib.crc32(value)
+        else:
+            told = str(value).encode()
+            length = len(told)
+        digest.update(f"{type(value).__name__} {length} ".encode() + told)
     return digest.digest()
 
 

@@ -48,11 +48,11 @@ class PeftLoop:
             PeerError: it ended.
         """
         self.ask(pictures, classes, half=half)
-        return self.asked()
+        return self.answered()
 
     def ask(self, pictures: int, classes: int, *, half: bool = False) -> None:
         """
-        Let it take one step, once it is ready; `asked` waits for that.
+        Let it take one step, once it is ready; `answered` waits for that.
 
         Raises:
             PeerError: it ended.
@@ -65,7 +65,7 @@ class PeftLoop:
         except OSError as error:
             raise PeerError(f"the peft loop ended: {error}") from error
 
-    def asked(self) -> Timing:
+    def answered(self) -> Timing:
         """
         Return how long the step took that was asked for.
 

@@ -78,7 +78,7 @@ def measure(model: str, backbone: Backbone, rounds: int, *, peers: bool) -> Find
         if loop is not None:
             try:
                 found.raw["peft"] = loop.until_ready()
-                loop.asked()
+                loop.answered()
                 steps["peft"] = partial(loop.step, classes=CLASSES)
             except PeerError as error:
                 reason = str(error)

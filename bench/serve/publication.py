@@ -51,6 +51,7 @@ class Publishing:
         self.present, self.manifest = known.snapshot, known.manifest
         self.probe = Probe(stage.backbone)
         self.costs: list[Cost] = []
+        self.labels = 0
 
     def warm(self) -> None:
         """Publish once, and forget what that cost."""
@@ -59,14 +60,15 @@ class Publishing:
 
     def __call__(self) -> float:
         """Publish a label of the next class; return the seconds in all."""
-        changed = len(self.costs)
+        changed = self.labels
+        self.labels += 1
         sums = self.learner.sums
         assert sums is not None
         sums.add(torch.ones(1, sums.sum_CD.shape[1]), [changed])
         begun = time.perf_counter()
         parts = evidence_parts(self.learner, _observation_of(changed))
         self.manifest = next_manifest(
-            self.learner, _progress(self.manifest), parts, cursor=self.manifest.version
+            self.learner, _progress(self.manifest), parts, cursor=self.labels
         )
         contents = {digest_of(part): part for part in parts.values()}
         published = time.perf_counter()

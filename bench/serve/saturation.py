@@ -10,19 +10,22 @@ from bench.serve.findings import Findings
 from bench.serve.stage import BATCHES, Stage
 
 # One short load each could not choose between numbers of connections: neighbours move a rate by a
-# third. So it is as many as the largest batch has pictures, of which the service takes half at once.
+# third. So it is as many as the largest batch has pictures: while some pass the others are too few for
+# another one, and the service takes them by sixteen.
 SATURATED = BATCHES[-1]
 OVER_BARE = 0.95
-# Before anything counts, in the lengths of one load: the service tries each size of a batch four times
-# (`service.batch_sizes`), which is a hundred pictures.
-_WARM = 3
+# Pictures before anything counts: the service tries each size of a batch four times, and of those
+# that get filled here, 8 and 16, these are 96 (`service.batch_sizes`).
+_WARM = 100
 _SERVED = "served"
 
 
 def measure(stage: Stage) -> Findings:
     """Measure a crowd beside the bare model, and compare it with the batch that is best for that."""
     found, options, service = Findings(), stage.options, stage.service
-    service.under_load(SATURATED, _WARM * options.seconds)
+    seen = 0
+    while seen < _WARM:
+        seen += len(service.under_load(SATURATED, options.seconds).latencies_s)
     see = partial(stage.passes.see, stage.snapshot())
     bare_rate = partial(bare.rate, see, stage.bodies, stage.backbone.pixels)
     contenders = {_SERVED: lambda: service.under_load(SATURATED, options.seconds).rate}

@@ -16,7 +16,7 @@ let classes = [];
 let forget = () => {};
 let sorting = { key: "samples", up: false };
 
-const draw = steadily(byId("class-table"), render);
+const draw = steadily(byId("class-rows"), render, byId("class-table"));
 byId("find").addEventListener("input", render);
 
 /** Call `listener` with the class that somebody wants to be forgotten. */

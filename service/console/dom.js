@@ -49,16 +49,17 @@ export function ago(seconds) {
 
 /**
  * Return a function that shows a list anew, but not under somebody's pointer: then, once it has left.
- * The focus goes on to what has the same `data-keep`.
+ * A focus within `focusable` goes on to what has the same `data-keep`.
  */
-export function steadily(list, render) {
+export function steadily(list, render, focusable = list) {
   let stale = false;
   const draw = () => {
     stale = list.matches(":hover");
     if (stale) return;
-    const kept = list.contains(document.activeElement) ? document.activeElement.dataset.keep : null;
+    const focused = document.activeElement;
+    const kept = focusable.contains(focused) ? focused.dataset.keep : null;
     render();
-    if (kept) list.querySelector(`[data-keep="${CSS.escape(kept)}"]`)?.focus();
+    if (kept) focusable.querySelector(`[data-keep="${CSS.escape(kept)}"]`)?.focus();
   };
   list.addEventListener("pointerleave", () => setTimeout(() => stale && draw()));
   return draw;
