@@ -144,14 +144,14 @@ class HotSwap:
         manifest = await self.follower.manifest(version, digest)
         check_manifest(previous.backbone, manifest)  # before anything is fetched for it
         names = changed_parts(manifest, previous)
-        parts = await self._fetched({manifest.parts[name] for name in names})
+        parts = await self._fetch({manifest.parts[name] for name in names})
         await self._take(manifest, parts)
         self._forget(digest)
         self.metrics.swap_seconds.observe(time.monotonic() - started)
         await self._keep(manifest, parts)
 
-    async def _fetched(self, digests: set[str]) -> dict[str, bytes]:
-        """Return parts by their digests; over a slow line none comes twice."""
+    async def _fetch(self, digests: set[str]) -> dict[str, bytes]:
+        """Return parts by their digests; what came before the log went away comes no second time."""
         parts = self._at_hand = {d: self._at_hand[d] for d in digests & self._at_hand.keys()}
         for digest in sorted(digests - parts.keys()):
             parts[digest] = await self.follower.part(digest)
