@@ -28,7 +28,7 @@ from tests.system.processes import Started, clean_environment, free_port, starte
 pytestmark = pytest.mark.system
 
 READY_S = 120.0
-STOPPED_S = 60.0
+STOPPED_S = 20.0
 
 
 class Containers:

@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 READY_S = 120.0  # also on a loaded machine
-STOPPED_S = 60.0
+STOPPED_S = 20.0
 
 
 @pytest.fixture

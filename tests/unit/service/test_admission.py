@@ -13,7 +13,7 @@ from everlens.bus.admission import Admission, Admittable
 from everlens.errors import IdConflict, LogUnavailable
 from everlens.records import Receipt
 from service.admission import GroupAdmission
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 
 class StoppedLog:

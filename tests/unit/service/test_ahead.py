@@ -14,7 +14,7 @@ import pytest
 from everlens.model.snapshot import Snapshot
 from service.ahead import Seen, seen_by_now
 from tests.unit.service.api import Api, pixels_of
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -38,7 +38,7 @@ from service.auth import (
 from service.problems import Problem
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start, lasting, settings_for
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

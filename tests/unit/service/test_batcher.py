@@ -22,7 +22,7 @@ from service.names import NameVectors
 from service.passes import Passes
 from service.problems import Problem
 from service.serving import Serving
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

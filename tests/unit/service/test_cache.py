@@ -18,7 +18,7 @@ from everlens.settings import Settings
 from service.cache import VersionCache
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +140,7 @@ async def test_log_that_comes_back_ends_the_stale_answers(
         assert api.model.swaps.stale
         server.start()
         try:
-            await until(lambda: not api.model.swaps.stale, 60)
+            await until(lambda: not api.model.swaps.stale)
         finally:
             server.stop()
 

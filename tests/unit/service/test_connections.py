@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.connections import HEAD_S, SEND_S, Connection, Owing
 from service.limits import HEAD_BYTES_MAX
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -252,7 +252,8 @@ async def test_a_client_that_does_not_read_is_left():
         cast("Any", writer.transport).pause_reading()
         connections = server.server.server_state.connections
         await until(lambda: connections)
-        await until(lambda: not connections, SEND_S / 2)
+        async with asyncio.timeout(SEND_S / 2):
+            await until(lambda: not connections)
         assert time.monotonic() - began > 0.3
 
 

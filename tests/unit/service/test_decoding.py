@@ -38,7 +38,7 @@ from service.problems import Problem
 from tests.unit.service import bombs
 from tests.unit.service.api import LIMITS, encoded, read_picture
 from tests.unit.service.conftest import Start
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import pytest
 from service.events import LISTENERS_MAX, WAITING_MAX, Event, Events, Listener
 from service.problems import Problem
 from tests.unit.service.api import Api
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

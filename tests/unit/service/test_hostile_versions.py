@@ -36,7 +36,7 @@ from everlens.model.parts import encode_adapter, encode_fusion, encode_record
 from everlens.model.snapshot import CURVE_BINS, RECORD, Snapshot
 from tests.unit.service.api import Api, learnt_parts
 from tests.unit.service.conftest import lasting, settings_for
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

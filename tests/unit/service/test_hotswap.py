@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -20,16 +19,9 @@ from service.hotswap import TRIES
 from service.probe import Probe
 from tests.unit.service.api import Api
 from tests.unit.service.conftest import Start
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(condition, wait_s: float = 60.0) -> None:
-    """Return once the condition holds."""
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
 
 
 async def test_versions_are_swapped_under_load_without_a_failed_answer(api: Api, photos):

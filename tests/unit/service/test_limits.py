@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.limits import HEAD_BYTES_MAX, BodyLimits, Pace
 from service.problems import Problem
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from everlens.records import DeadLetter, EntryKind
 from everlens.wire import decode_activation
 from service.serving import KEPT
 from tests.unit.service.api import Api
-from tests.unit.service.test_hotswap import until
+from tests.unit.service.waiting import until
 
 pytestmark = pytest.mark.anyio
 
