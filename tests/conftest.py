@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -19,8 +20,10 @@ from tests.folders import quick
 
 
 def pytest_configure() -> None:
-    """Let `tmp_path` be quick to sync."""
+    """Let `tmp_path` be quick to sync, and what tests start hear Ctrl-C."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(quick()))
+    # Who runs them in a script's background has it ignored, and so would all children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
