@@ -75,10 +75,6 @@ class Process:
         with urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=10) as answer:
             return json.load(answer)
 
-    def memory_bytes(self) -> int:
-        """Return what it and its children hold in memory (Linux)."""
-        return memory_bytes(self.process.pid)
-
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
@@ -184,7 +180,7 @@ def until(process: Process, ready: Callable[[], bool], within_s: float = READY_S
 
 def plain_environment() -> dict[str, str]:
     """Return our environment without what we set for ourselves, or somebody for everlens."""
-    ours = ("EVERLENS_", "OMP_", "MKL_", "MALLOC_")
+    ours = ("EVERLENS_", "OMP_", "GOMP_", "MKL_", "MALLOC_")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 

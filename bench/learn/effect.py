@@ -29,7 +29,7 @@ from bench.pictures import photographs
 from bench.running import Process, cpu_s, log_server, scratch, service, worker
 from bench.versions import Versions, served
 from everlens.client import Client
-from everlens.model.backbone import Backbone
+from everlens.model.backbone import STARTER, Backbone
 from service.passes import Passes
 
 PASSES = 3  # image passes that an effect may take, beside one publication
@@ -82,7 +82,7 @@ class Running:
 def running(model: str, device: str) -> Iterator[Running]:
     """Give a service and a worker over a model of random weights, warm: each class has labels."""
     settings: dict[str, Any] = {"model": model, "device": device}
-    if model != "starter":
+    if model != STARTER:
         settings["pretrained"] = "random"
     with (
         scratch() as folder,
@@ -197,7 +197,7 @@ class BarePass:
     def __init__(self, backbone: Backbone) -> None:
         version = Versions(backbone, CLASSES, top_blocks=backbone.top_blocks).first()
         self.snapshot = served(backbone, version)
-        self.passes = Passes(os.cpu_count() or 1)
+        self.passes = Passes(len(os.sched_getaffinity(0)))
         size = backbone.pixels.size
         self.picture = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8).numpy()
         self()
@@ -205,7 +205,7 @@ class BarePass:
     def __call__(self) -> float:
         """Return its seconds, the better of two: the first finds cold caches."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         try:
             device = self.snapshot.backbone.device
             passes = [

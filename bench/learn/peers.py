@@ -40,17 +40,17 @@ class PeftLoop:
         """
         return self._answer()
 
-    def step(self, pictures: int, classes: int, *, half: bool = False) -> Timing:
+    def step(self, pictures: int, classes: int) -> Timing:
         """
         Take one step on so many pictures; return how long it took.
 
         Raises:
             PeerError: it ended.
         """
-        self.ask(pictures, classes, half=half)
+        self.ask(pictures, classes)
         return self.answered()
 
-    def ask(self, pictures: int, classes: int, *, half: bool = False) -> None:
+    def ask(self, pictures: int, classes: int) -> None:
         """
         Let it take one step, once it is ready; `answered` waits for that.
 
@@ -58,7 +58,7 @@ class PeftLoop:
             PeerError: it ended.
         """
         assert self.process.stdin is not None
-        asked = {"pictures": pictures, "classes": classes, "half": half}
+        asked = {"pictures": pictures, "classes": classes}
         try:
             self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()

@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import peft
@@ -56,14 +55,10 @@ def steps(model: Any, device: torch.device) -> Iterator[dict[str, float]]:
         images = torch.randn(asked["pictures"], 3, 224, 224, device=device)
         tokens_KL = padded_texts(asked["classes"]).to(device)
         target_B = (torch.arange(asked["pictures"]) % asked["classes"]).to(device)
-        half: AbstractContextManager[Any] = (
-            torch.autocast(device.type, torch.bfloat16) if asked["half"] else nullcontext()
-        )
         wall, cpu = time.perf_counter(), time.process_time()
         optimiser.zero_grad(set_to_none=True)
-        with half:
-            logit_BK = model(pixel_values=images, input_ids=tokens_KL).logits_per_image
-            loss = functional.cross_entropy(logit_BK.float(), target_B)
+        logit_BK = model(pixel_values=images, input_ids=tokens_KL).logits_per_image
+        loss = functional.cross_entropy(logit_BK, target_B)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

@@ -8,6 +8,7 @@ from bench.measure import interleaved, ratio_of, spread_of
 from bench.serve import bare
 from bench.serve.findings import Findings
 from bench.serve.stage import BATCHES, Stage
+from service.batch_sizes import SMALL, doubling
 
 # One short load each could not choose between numbers of connections: neighbours move a rate by a
 # third. So it is as many as the largest batch has pictures: while some pass the others are too few for
@@ -17,6 +18,7 @@ OVER_BARE = 0.95
 # Pictures before anything counts: the service tries each size of a batch four times, and of those
 # that get filled here, 8 and 16, these are 96 (`service.batch_sizes`).
 _WARM = 100
+_FILLS_A_DEVICE = 256  # pictures: there 32 leave the bare model far from its limit
 _SERVED = "served"
 
 
@@ -28,8 +30,9 @@ def measure(stage: Stage) -> Findings:
         seen += len(service.under_load(SATURATED, options.seconds).latencies_s)
     see = partial(stage.passes.see, stage.snapshot())
     bare_rate = partial(bare.rate, see, stage.bodies, stage.backbone.pixels)
+    sizes = BATCHES if stage.backbone.device.type == "cpu" else doubling(SMALL, _FILLS_A_DEVICE)
     contenders = {_SERVED: lambda: service.under_load(SATURATED, options.seconds).rate}
-    contenders |= {f"batches of {n}": partial(bare_rate, n, options.seconds) for n in BATCHES}
+    contenders |= {f"batches of {n}": partial(bare_rate, n, options.seconds) for n in sizes}
     rates = interleaved(contenders, options.rounds)
     medians = {name: spread_of(those).median for name, those in rates.items() if name != _SERVED}
     best = max(medians, key=lambda name: medians[name])

@@ -49,6 +49,7 @@ def measure(stage: Stage) -> Findings:
     found.add(
         f"p99 at concurrency {CONCURRENCY} without swaps, of {len(answers['none'])} answers",
         f"{1e3 * p99_s['none']:.3g} ms",
+        swap_answers=len(answers["none"]),
     )
     enough = min(map(len, answers.values())) >= _ANSWERS
     for kind in ("adapter", "evidence"):
