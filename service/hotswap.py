@@ -109,6 +109,7 @@ class HotSwap:
         self._at_hand = dict(kept[1]) if kept else {}
         try:
             await self._look(*await self.follower.head())
+            self._at_hand = {}  # also where nothing was fetched: it may be a hundred megabytes
             return
         except (LogUnavailable, OtherLog) as error:
             log.warning("%s; answering with what is kept here until it does", error)
@@ -120,6 +121,7 @@ class HotSwap:
             try:
                 await self._take(*kept)
                 self.stale = True
+                self._at_hand = {d: p for d, p in self._at_hand.items() if d not in kept[1]}
             except PartError as error:
                 log.warning("the version kept here is not used: %s", error)
         self.settled.set()
